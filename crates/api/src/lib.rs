@@ -1,0 +1,26 @@
+//! Every word that crosses a process boundary of EnvForge.
+//!
+//! The control plane, the host daemon, the runtime supervisor, the gateway and the command line share
+//! these types and nothing else. The crate knows no SQL, no argument parsing and no kernel. Rules kept here:
+//!
+//! * ids print their kind (`ws_…`), secrets do not print at all;
+//! * states are enums that answer questions (`can_wake()`), serialized as the words of the product contract;
+//! * a type that is stored or sent refuses bad input when it is read, with a message that says how to mend it.
+
+pub mod capability;
+pub mod client;
+pub mod command;
+pub mod generation;
+pub mod host;
+pub mod ids;
+pub mod names;
+pub mod problem;
+pub mod project;
+pub mod public;
+pub mod resource;
+pub mod role;
+pub mod secret;
+pub mod states;
+pub mod stream;
+pub mod time;
+pub mod usage;
