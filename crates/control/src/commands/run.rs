@@ -1,0 +1,94 @@
+//! `envforge run`: a once-only act with an id of the caller's making.
+//!
+//! Same id and body = same record, so a caller whose answer was lost asks again without running twice. Nothing is
+//! woken here: whether a run needs the runtime is written in envforge.yml (the layer of a step), which only the host
+//! reads. A host that has to run something in a sleeping runtime asks for the wake in the workspace's name
+//! (`POST /v1/workspaces/{id}/wake`, trigger `run`), so a shell-layer step never wakes or meters anything.
+
+use super::store::{self, Body, NewCommand};
+use crate::{
+    app::App,
+    audit, db, hosts,
+    http::errors::{Failure, not_found},
+    workspaces::{self, store::Row},
+};
+use envforge_api::{
+    command::{CommandKind, CommandView, LeasedAct, RunSpec, RunTarget},
+    host::DesiredShell,
+    ids::WorkspaceId,
+    problem::{Problem, ProblemKind},
+    public::RunRequest,
+    states::CommandState,
+};
+
+/// Records a run and leases it to the host.
+///
+/// # Errors
+/// `invalid` for an empty command or an unknown service; `conflict` when the id names another request.
+pub(crate) async fn run(
+    app: &App,
+    workspace: &WorkspaceId,
+    request: RunRequest,
+    by: String,
+) -> Result<CommandView, Failure> {
+    if matches!(&request.spec.target, RunTarget::Argv { argv } if argv.is_empty()) {
+        return Err(Problem::invalid("the command is empty", "envforge run -- COMMAND [ARGUMENT…]").into());
+    }
+    let (key, id) = (workspace.clone(), request.id.clone());
+    let host = db::write(&app.pool, move |tx| {
+        Box::pin(async move {
+            let row = workspaces::store::lock(&mut *tx, &key).await?.ok_or_else(|| not_found("that workspace"))?;
+            let body = Body { order: None, run: Some(request.spec.clone()) };
+            if let Some(known) = store::belongs(&mut *tx, &request.id).await? {
+                return if known == (key, CommandKind::RunCommand, body) { Ok(row.host) } else { Err(other()) };
+            }
+            if row.desired.shell == DesiredShell::Absent {
+                return Err(Problem::new(ProblemKind::Conflict, "the workspace is being deleted", "").into());
+            }
+            check_service(&request.spec, &row)?;
+            let new = NewCommand {
+                id: &request.id,
+                workspace: &row.id,
+                kind: CommandKind::RunCommand,
+                state: CommandState::Queued,
+                generation: row.generation,
+                by: &by,
+                trigger: "run",
+                service: request.spec.service.as_ref(),
+                body,
+            };
+            if !store::insert(&mut *tx, new).await? {
+                return Err(other());
+            }
+            let act = LeasedAct::Run { workspace: row.id.clone(), spec: request.spec };
+            hosts::store::lease(&mut *tx, &row.host, &request.id, &act).await?;
+            let details = [("command", request.id.to_string())];
+            audit::store::add(tx, &row.organization, &by, "workspace.run", row.slug.as_str(), &details).await?;
+            Ok(row.host)
+        })
+    })
+    .await?;
+    app.bells.ring_host(&host);
+    app.bells.ring_workspace(workspace);
+    store::view(&app.pool, &id).await
+}
+
+fn other() -> Failure {
+    Problem::new(
+        ProblemKind::Conflict,
+        "the id belongs to another request already",
+        "make a new id for each run; the same id only for the same run",
+    )
+    .into()
+}
+
+fn check_service(spec: &RunSpec, row: &Row) -> Result<(), Failure> {
+    let Some(wanted) = &spec.service else { return Ok(()) };
+    if row.spec.services.iter().any(|service| service.name == *wanted) {
+        return Ok(());
+    }
+    let names = row.spec.services.iter().map(|service| service.name.to_string()).collect();
+    Err(Problem::invalid(format!("the project has no service `{wanted}`"), "choose one of its services")
+        .with_candidates(names)
+        .into())
+}

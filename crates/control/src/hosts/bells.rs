@@ -1,0 +1,88 @@
+//! In-process wake-ups: one counter per host (its intents changed) and one per workspace (what is shown changed).
+//!
+//! A listener subscribes first and reads the database after, so that nothing that changes in between is missed. A
+//! bell only says "look"; the database says what is so.
+
+use envforge_api::ids::{CommandId, HostId, WorkspaceId};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+};
+use tokio::sync::watch;
+
+/// All bells of this replica.
+#[derive(Debug, Default)]
+pub(crate) struct Bells {
+    hosts: Tower<HostId>,
+    workspaces: Tower<WorkspaceId>,
+    leases: Tower<CommandId>,
+}
+
+#[derive(Debug)]
+struct Tower<K>(Mutex<HashMap<K, watch::Sender<u64>>>);
+
+impl<K> Default for Tower<K> {
+    fn default() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+}
+
+impl<K: Clone + Eq + Hash> Tower<K> {
+    fn listen(&self, key: &K) -> watch::Receiver<u64> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, bell| bell.receiver_count() > 0);
+        all.entry(key.clone()).or_default().subscribe()
+    }
+
+    fn ring(&self, key: &K) {
+        if let Some(bell) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key) {
+            bell.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn ring_all(&self) {
+        for bell in self.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            bell.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+impl Bells {
+    /// Hears of changed intents and leases for a host.
+    pub(crate) fn host(&self, id: &HostId) -> watch::Receiver<u64> {
+        self.hosts.listen(id)
+    }
+
+    /// Hears of changes in what a workspace shows.
+    pub(crate) fn workspace(&self, id: &WorkspaceId) -> watch::Receiver<u64> {
+        self.workspaces.listen(id)
+    }
+
+    /// Hears of the answer to a leased act.
+    pub(crate) fn lease(&self, id: &CommandId) -> watch::Receiver<u64> {
+        self.leases.listen(id)
+    }
+
+    /// A leased act was answered.
+    pub(crate) fn ring_lease(&self, id: &CommandId) {
+        self.leases.ring(id);
+    }
+
+    /// Intents or leases of the host changed.
+    pub(crate) fn ring_host(&self, id: &HostId) {
+        self.hosts.ring(id);
+    }
+
+    /// What the workspace shows changed.
+    pub(crate) fn ring_workspace(&self, id: &WorkspaceId) {
+        self.workspaces.ring(id);
+    }
+
+    /// Something may have been missed: everyone looks.
+    pub(crate) fn ring_everyone(&self) {
+        self.hosts.ring_all();
+        self.workspaces.ring_all();
+        self.leases.ring_all();
+    }
+}

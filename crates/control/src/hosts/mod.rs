@@ -1,0 +1,9 @@
+//! Hosts: registration, sync, leased acts, and the bells that wake parked requests.
+
+pub(crate) mod ask;
+pub(crate) mod bells;
+pub(crate) mod http;
+pub(crate) mod listen;
+pub(crate) mod register;
+pub(crate) mod store;
+pub(crate) mod sync;

@@ -1,0 +1,55 @@
+//! A daemon's first request: a new epoch, an anchored boot clock, and catching up with a host that knows more.
+
+use super::store;
+use crate::{
+    app::App,
+    audit, db,
+    http::errors::Failure,
+    workspaces::{self, act},
+};
+use envforge_api::{
+    generation::Generation,
+    host::{RegisterAnswer, RegisterRequest},
+    ids::HostId,
+};
+
+/// Registers.
+///
+/// A host that knows a higher generation than the control plane (whose database was restored) is believed: the
+/// desired state goes on from there + 1.
+pub(crate) async fn register(app: &App, host: &HostId, request: RegisterRequest) -> Result<RegisterAnswer, Failure> {
+    let keys = vec![app.signing.verify_key()];
+    let id = host.clone();
+    let (epoch, organization, behind) = db::write(&app.pool, move |tx| {
+        Box::pin(async move {
+            let mut behind = Vec::new();
+            // In the order of ids, workspaces before the host: the order in which everyone locks.
+            for (workspace, known) in &request.known {
+                let Some(row) = workspaces::store::lock(&mut *tx, workspace).await? else { continue };
+                if row.host == id && *known > row.generation {
+                    behind.push((row, *known));
+                }
+            }
+            for (row, known) in &behind {
+                act::bump(&mut *tx, row, Generation(known.0 + 1), &row.desired).await?;
+                let details = [("host_knew", known.to_string()), ("known_here", row.generation.to_string())];
+                let (actor, target) = (id.as_str(), row.slug.as_str());
+                audit::store::add(&mut *tx, &row.organization, actor, "workspace.caught_up", target, &details).await?;
+            }
+            let (epoch, organization) = store::register(&mut *tx, &id, &request).await?;
+            Ok((epoch, organization, behind))
+        })
+    })
+    .await?;
+    for (row, known) in &behind {
+        tracing::warn!(
+            workspace = %row.slug, host_knew = %known, known_here = %row.generation,
+            "the host knows a newer generation than the database, which was probably restored: going on from the host's"
+        );
+        app.bells.ring_workspace(&row.id);
+    }
+    tracing::info!(%host, %epoch, "a host registered");
+    // A sync that an older daemon parked learns that its epoch is stale.
+    app.bells.ring_host(host);
+    Ok(RegisterAnswer { host: host.clone(), epoch, organization, keys })
+}

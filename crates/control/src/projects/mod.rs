@@ -1,0 +1,4 @@
+//! Projects: applied files, each change a revision.
+
+pub(crate) mod http;
+pub(crate) mod store;

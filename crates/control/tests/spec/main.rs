@@ -1,0 +1,13 @@
+//! The control plane against a real PostgreSQL and a simulated host.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod authorization;
+mod commands;
+mod hosts;
+mod opening;
+mod projects;
+mod races;
+mod records;
+mod usage;
