@@ -1,0 +1,295 @@
+//! The line to the control plane: register once, then two syncs side by side, one parked and one with reports.
+
+use super::{
+    acts,
+    hub::{Hub, Workspace},
+    ledger::WorkspaceRecord,
+    outbox::Outbox,
+    reconcile,
+    report::report,
+};
+use crate::system::boot;
+use envforge_api::{
+    client::Client,
+    command::ActReport,
+    generation::{Fence, HostEpoch, IntentSeq},
+    host::{
+        Capacity, DesiredShell, HostRole, MAX_PARK_MS, RegisterAnswer, RegisterRequest, SyncAnswer, SyncRequest,
+        WorkspaceIntent, WorkspaceReport,
+    },
+    ids::WorkspaceId,
+    problem::{Problem, ProblemKind},
+    states::ShellState,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// Readings are sent at least this often while a runtime is awake.
+const READINGS_EVERY: Duration = Duration::from_secs(4);
+
+/// Why the line ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The daemon is being stopped.
+    Stopped,
+    /// Another registration of this host replaced ours: stop acting.
+    Replaced,
+}
+
+/// Registers, says so through `registered`, and syncs until stopped or replaced.
+pub(super) async fn keep(hub: &Arc<Hub>, stop: &CancellationToken, registered: impl FnOnce()) -> End {
+    let client = Client::new(hub.server.clone(), Some(hub.token.clone())).with_deadline(Duration::from_secs(40));
+    let epoch = tokio::select! {
+        () = stop.cancelled() => return End::Stopped,
+        epoch = register(hub, &client) => epoch,
+    };
+    registered();
+    // Everything once: a control plane restored from a backup may have other intents at numbers we know.
+    let position = AtomicU64::new(0);
+    tokio::select! {
+        () = stop.cancelled() => End::Stopped,
+        () = listen(hub, &client, epoch, &position, stop) => End::Replaced,
+        () = tell(hub, &client, epoch, &position, stop) => End::Replaced,
+    }
+}
+
+async fn register(hub: &Hub, client: &Client) -> HostEpoch {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let known = hub.all().iter().map(|w| (w.id.clone(), w.intent.borrow().generation)).collect();
+        let outcome = match boot::boot_id() {
+            Ok(boot) => {
+                let request = RegisterRequest {
+                    roles: BTreeSet::from([HostRole::Shell, HostRole::Runtime]),
+                    boot,
+                    boot_now: boot::now(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    capacity: capacity(),
+                    local_socket: Some(hub.installation.run.join("host.sock").to_string_lossy().into_owned()),
+                    known,
+                };
+                client.post::<_, RegisterAnswer>("/v1/host/register", &request).await
+            }
+            Err(error) => Err(Problem::internal(error.to_string())),
+        };
+        match outcome {
+            Ok(answer) => {
+                let (host, keys) = (answer.host.clone(), answer.keys.clone());
+                if let Err(error) = hub.ledger().change(|record| {
+                    record.host = Some(host);
+                    record.keys = keys;
+                }) {
+                    tracing::error!(%error, "the registration cannot be ledgered");
+                }
+                hub.host.send_replace(Some(answer.host));
+                hub.keys.send_replace(answer.keys);
+                return answer.epoch;
+            }
+            Err(problem) => tracing::warn!(kind = %problem.kind, reason = %problem.message, "not registered yet"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn capacity() -> Capacity {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    Capacity { cpu_millis: cpus * 1000, memory_bytes: kib.unwrap_or(0_u64) * 1024 }
+}
+
+/// The parked sync. Returns when the epoch is stale.
+async fn listen(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &AtomicU64, stop: &CancellationToken) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let request = empty(epoch, IntentSeq(position.load(Ordering::Relaxed)), MAX_PARK_MS);
+        match client.post::<_, SyncAnswer>("/v1/host/sync", &request).await {
+            Ok(answer) => {
+                pause = FIRST_PAUSE;
+                match apply(hub, &answer, stop) {
+                    Ok(()) => {
+                        position.store(answer.intent_seq.0, Ordering::Relaxed);
+                        hub.may_wake.send_if_modified(|may| !std::mem::replace(may, true));
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "an intent is not accepted because it cannot be ledgered");
+                        tokio::time::sleep(LONGEST_PAUSE).await;
+                    }
+                }
+                acts::take(hub, answer.leases);
+            }
+            Err(problem) if problem.kind == ProblemKind::StaleEpoch => return,
+            Err(problem) => {
+                tracing::debug!(kind = %problem.kind, reason = %problem.message, "no sync");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+fn empty(epoch: HostEpoch, intent_seq: IntentSeq, wait_ms: u32) -> SyncRequest {
+    SyncRequest {
+        epoch,
+        intent_seq,
+        wait_ms,
+        reports: Vec::new(),
+        readings: Vec::new(),
+        acts: Vec::new(),
+        orphans: Vec::new(),
+    }
+}
+
+/// Ledgers what an answer says, then lets it act.
+fn apply(hub: &Arc<Hub>, answer: &SyncAnswer, stop: &CancellationToken) -> crate::system::Result<()> {
+    // Both syncs may bring the same new workspace at the same moment: it is one.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    if *hub.keys.borrow() != answer.keys {
+        hub.ledger().change(|record| record.keys.clone_from(&answer.keys))?;
+        hub.keys.send_replace(answer.keys.clone());
+    }
+    let revoked: BTreeSet<_> = answer.revoked.iter().cloned().collect();
+    hub.revoked.send_if_modified(|known| {
+        let changed = *known != revoked;
+        *known = revoked;
+        changed
+    });
+    for intent in &answer.intents {
+        accept(hub, intent, stop)?;
+    }
+    Ok(())
+}
+
+fn accept(hub: &Arc<Hub>, intent: &WorkspaceIntent, stop: &CancellationToken) -> crate::system::Result<()> {
+    let Some(known) = hub.get(&intent.workspace) else {
+        let gone = intent.shell == DesiredShell::Absent;
+        if gone && !hub.installation.workspace_dir(&intent.workspace).exists() {
+            // Already removed; the report that says so may have been lost.
+            let workspace = Arc::new(Workspace::new(0, intent.clone()));
+            hub.insert(workspace);
+            return Ok(());
+        }
+        let index = {
+            let mut ledger = hub.ledger();
+            let index = ledger.host.next_index;
+            ledger.change(|host| host.next_index += 1)?;
+            ledger.put(&WorkspaceRecord { index, intent: intent.clone() })?;
+            index
+        };
+        let workspace = Arc::new(Workspace::new(index, intent.clone()));
+        hub.insert(Arc::clone(&workspace));
+        reconcile::begin(hub, &workspace, stop);
+        return Ok(());
+    };
+    let current = known.intent.borrow().clone();
+    match Fence::judge(current.generation, intent.generation, current == *intent) {
+        Fence::Newer => {
+            hub.ledger().put(&WorkspaceRecord { index: known.index, intent: intent.clone() })?;
+            known.intent.send_replace(intent.clone());
+            hub.touch();
+        }
+        Fence::Same => {}
+        Fence::Older => tracing::warn!(workspace = %intent.workspace, "an older intent is refused"),
+        Fence::Conflict => {
+            tracing::error!(workspace = %intent.workspace, generation = %intent.generation, "an intent of the same generation with other content is refused");
+        }
+    }
+    Ok(())
+}
+
+/// Syncs that carry reports, acts and readings, whenever there is something. Returns when the epoch is stale.
+async fn tell(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &AtomicU64, stop: &CancellationToken) {
+    let mut dirty = hub.dirty.subscribe();
+    let mut told: BTreeMap<WorkspaceId, WorkspaceReport> = BTreeMap::new();
+    let mut outbox = Outbox::default();
+    let mut seq = 0;
+    let mut pause = FIRST_PAUSE;
+    let mut clock = tokio::time::interval(READINGS_EVERY);
+    loop {
+        dirty.borrow_and_update();
+        let mut request = empty(epoch, IntentSeq(position.load(Ordering::Relaxed)), 0);
+        for workspace in hub.all() {
+            let now = report(&workspace);
+            if told.get(&workspace.id) != Some(&now) {
+                seq += 1;
+                request.reports.push(WorkspaceReport { seq, ..now });
+            }
+        }
+        let dirs: Vec<_> = hub.all().iter().map(|w| hub.installation.workspace_dir(&w.id)).collect();
+        request.readings = outbox.collect(&dirs);
+        request.acts = acts::news(hub);
+        // Nothing new is no reason to ask: the parked sync is the heartbeat.
+        let quiet = request.reports.is_empty() && request.readings.is_empty() && request.acts.is_empty();
+        if !quiet {
+            match client.post::<_, SyncAnswer>("/v1/host/sync", &request).await {
+                Ok(answer) => {
+                    pause = FIRST_PAUSE;
+                    for sent in std::mem::take(&mut request.reports) {
+                        settle_removed(hub, &sent);
+                        told.insert(sent.workspace.clone(), WorkspaceReport { seq: 0, ..sent });
+                    }
+                    outbox.stored(
+                        |r| hub.installation.workspace_dir(&r.workspace),
+                        &request.readings,
+                        &answer.stored_readings,
+                    );
+                    forget_recorded(hub, &request.acts, &answer);
+                    // What the parked sync will bring may come here first; it is the same there.
+                    if let Err(error) = apply(hub, &answer, stop) {
+                        tracing::error!(%error, "an intent is not accepted because it cannot be ledgered");
+                    }
+                    acts::take(hub, answer.leases);
+                }
+                Err(problem) if problem.kind == ProblemKind::StaleEpoch => return,
+                Err(problem) => {
+                    tracing::debug!(kind = %problem.kind, reason = %problem.message, "a report was not taken");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    continue;
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => std::future::pending().await,
+            _ = dirty.changed() => {}
+            _ = clock.tick() => {}
+        }
+    }
+}
+
+/// A removed workspace is forgotten once the control plane knows.
+fn settle_removed(hub: &Hub, sent: &WorkspaceReport) {
+    let gone = hub.get(&sent.workspace).is_some_and(|workspace| {
+        workspace.intent.borrow().shell == DesiredShell::Absent && sent.shell.stated.state == ShellState::Absent
+    });
+    if gone {
+        if let Err(error) = hub.ledger().forget(&sent.workspace) {
+            tracing::error!(%error, "a removed workspace cannot be taken out of the ledger");
+        }
+        hub.forget(&sent.workspace);
+    }
+}
+
+/// Ends that are recorded now need not be told again. An act may have ended while word of its beginning was on its way:
+/// only what was sent as final counts.
+fn forget_recorded(hub: &Hub, sent: &[ActReport], answer: &SyncAnswer) {
+    let told = sent.iter().filter(|act| act.state.is_final() && answer.recorded_acts.contains(&act.id));
+    let done: Vec<_> = told.map(|act| act.id.clone()).collect();
+    if !done.is_empty()
+        && let Err(error) = hub.ledger().change(|host| done.iter().for_each(|id| drop(host.finished.remove(id))))
+    {
+        tracing::error!(%error, "recorded commands cannot be taken out of the ledger");
+    }
+}

@@ -1,0 +1,219 @@
+//! What the parts of the daemon share: the workspaces it knows and what is true of each right now.
+//!
+//! Each value has one writer. Everyone else reads through watch channels, so a change wakes them and nothing polls.
+
+use super::{ledger::Ledger, supervisor::Supervisor};
+use crate::{
+    supervise::protocol::Snapshot,
+    system::{accounts::Account, installation::Installation, sandbox::Sandbox},
+};
+use envforge_api::{
+    capability::VerifyKey,
+    client::Endpoint,
+    host::{StepReport, WorkspaceIntent},
+    ids::{AttachId, CommandId, HostId, WorkspaceId},
+    problem::Diagnostic,
+    project::RuntimeSize,
+    secret::Secret,
+    states::{ShellState, Stated, Trouble},
+    time::Timestamp,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Shared state of one daemon.
+#[derive(Debug)]
+pub struct Hub {
+    /// The installation.
+    pub installation: Installation,
+    /// Owner of the git cache.
+    pub cache_account: Account,
+    /// Who this host is; known after the first registration ever (ledgered).
+    pub host: watch::Sender<Option<HostId>>,
+    /// Keys that capabilities are verified with (ledgered: streams work with the control plane away).
+    pub keys: watch::Sender<Vec<VerifyKey>>,
+    /// Revoked attach sessions.
+    pub revoked: watch::Sender<BTreeSet<AttachId>>,
+    /// After a reboot no runtime starts before one successful sync.
+    pub may_wake: watch::Sender<bool>,
+    /// Control plane.
+    pub server: Endpoint,
+    /// The host's token.
+    pub token: Secret,
+    /// Bumped whenever something that is reported changed.
+    pub dirty: watch::Sender<u64>,
+    ledger: Mutex<Ledger>,
+    workspaces: Mutex<BTreeMap<WorkspaceId, Arc<Workspace>>>,
+    /// Runs of the shell layer under way, with what cancels them.
+    shell_runs: Mutex<BTreeMap<CommandId, CancellationToken>>,
+    /// The newest acts that this daemon took, oldest first.
+    seen: Mutex<VecDeque<CommandId>>,
+}
+
+/// Acts that are remembered after their end was recorded: far more than can be on their way at once.
+const REMEMBERED_ACTS: usize = 1000;
+
+/// The runtime of a workspace as the daemon knows it.
+#[derive(Debug, Clone, Default)]
+pub struct RuntimeFacts {
+    /// What the supervisor said last, or left when it ended.
+    pub snapshot: Option<Snapshot>,
+    /// The supervisor, while one runs.
+    pub supervisor: Option<Arc<Supervisor>>,
+    /// It could not be started at this generation.
+    pub failed: Option<(envforge_api::generation::Generation, Trouble, Timestamp)>,
+    /// The daemon is starting it: for what is shown before the supervisor says anything.
+    pub starting: Option<Timestamp>,
+    /// Size of the last start.
+    pub size: Option<RuntimeSize>,
+    /// Findings in envforge.yml files, read last.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Services whose envforge.yml differs from the one they run with.
+    pub stale: BTreeSet<String>,
+}
+
+/// One workspace as the daemon knows it.
+#[derive(Debug)]
+pub struct Workspace {
+    /// Its id.
+    pub id: WorkspaceId,
+    /// Small number on this host.
+    pub index: u32,
+    /// The accepted intent.
+    pub intent: watch::Sender<WorkspaceIntent>,
+    /// The shell layer as users see it.
+    pub shell: watch::Sender<Stated<ShellState>>,
+    /// What preparation is doing now, for people who wait (`cloning backend`).
+    pub progress: watch::Sender<String>,
+    /// How to enter, once it exists.
+    pub sandbox: watch::Sender<Option<Sandbox>>,
+    /// Shell-layer setup steps.
+    pub steps: watch::Sender<Vec<StepReport>>,
+    /// The runtime.
+    pub runtime: watch::Sender<RuntimeFacts>,
+}
+
+impl Workspace {
+    /// A workspace of which nothing is known but its intent.
+    #[must_use]
+    pub fn new(index: u32, intent: WorkspaceIntent) -> Self {
+        Self {
+            id: intent.workspace.clone(),
+            index,
+            intent: watch::Sender::new(intent),
+            shell: watch::Sender::new(Stated::plain(ShellState::Absent, Timestamp::now())),
+            progress: watch::Sender::new(String::new()),
+            sandbox: watch::Sender::new(None),
+            steps: watch::Sender::new(Vec::new()),
+            runtime: watch::Sender::new(RuntimeFacts::default()),
+        }
+    }
+}
+
+impl Hub {
+    /// A hub without workspaces.
+    #[must_use]
+    pub fn new(
+        installation: Installation,
+        cache_account: Account,
+        ledger: Ledger,
+        server: Endpoint,
+        token: Secret,
+    ) -> Self {
+        Self {
+            installation,
+            cache_account,
+            host: watch::Sender::new(ledger.host.host.clone()),
+            keys: watch::Sender::new(ledger.host.keys.clone()),
+            revoked: watch::Sender::new(BTreeSet::new()),
+            may_wake: watch::Sender::new(true),
+            server,
+            token,
+            dirty: watch::Sender::new(0),
+            ledger: Mutex::new(ledger),
+            workspaces: Mutex::new(BTreeMap::new()),
+            shell_runs: Mutex::default(),
+            seen: Mutex::default(),
+        }
+    }
+
+    /// Whether this daemon hears of an act for the first time.
+    #[must_use]
+    pub fn first_seen(&self, id: &CommandId) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.contains(id) {
+            return false;
+        }
+        if seen.len() == REMEMBERED_ACTS {
+            seen.pop_front();
+        }
+        seen.push_back(id.clone());
+        true
+    }
+
+    /// What cancels a run of the shell layer that begins now.
+    #[must_use]
+    pub fn shell_run(&self, id: &CommandId) -> CancellationToken {
+        self.shell_runs().entry(id.clone()).or_default().clone()
+    }
+
+    /// Cancels a run of the shell layer, or forgets one that ended.
+    pub fn cancel_shell_run(&self, id: &CommandId) {
+        if let Some(token) = self.shell_runs().remove(id) {
+            token.cancel();
+        }
+    }
+
+    fn shell_runs(&self) -> MutexGuard<'_, BTreeMap<CommandId, CancellationToken>> {
+        self.shell_runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One workspace.
+    #[must_use]
+    pub fn get(&self, id: &WorkspaceId) -> Option<Arc<Workspace>> {
+        self.lock().get(id).cloned()
+    }
+
+    /// All workspaces, by id.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Workspace>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Adds a workspace.
+    pub fn insert(&self, workspace: Arc<Workspace>) {
+        self.lock().insert(workspace.id.clone(), workspace);
+        self.touch();
+    }
+
+    /// Forgets a workspace that was removed.
+    pub fn forget(&self, id: &WorkspaceId) {
+        self.lock().remove(id);
+    }
+
+    /// Says that something that is reported changed.
+    pub fn touch(&self) {
+        self.dirty.send_modify(|n| *n += 1);
+    }
+
+    /// The ledger. Never held while something is awaited.
+    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // A panic in the middle leaves the files as they were: each is replaced as a whole.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prepared data of the installation.
+    #[must_use]
+    pub fn templates(&self) -> std::path::PathBuf {
+        self.installation.home.join("templates")
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkspaceId, Arc<Workspace>>> {
+        // A panic while the map is held cannot leave it half-changed: every use is one map operation.
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

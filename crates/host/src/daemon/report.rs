@@ -1,0 +1,93 @@
+//! What the host says about a workspace: one whole value made of what the daemon knows. A pure function.
+
+use super::hub::{RuntimeFacts, Workspace};
+use envforge_api::{
+    host::{DesiredRuntime, DesiredShell, LayerReport, Phase, WorkspaceIntent, WorkspaceReport},
+    states::{RuntimeState, ShellState, Stated, Trouble},
+    time::Timestamp,
+};
+
+/// The report on a workspace, without its number.
+#[must_use]
+pub(super) fn report(workspace: &Workspace) -> WorkspaceReport {
+    let intent = workspace.intent.borrow().clone();
+    let shell = workspace.shell.borrow().clone();
+    let facts = workspace.runtime.borrow().clone();
+    let mut steps = workspace.steps.borrow().clone();
+    let runtime = runtime(&intent, &shell, &facts);
+    let current = facts.snapshot.as_ref().filter(|s| s.generation >= intent.generation);
+    let mut services = facts.snapshot.as_ref().map(|s| s.services.clone()).unwrap_or_default();
+    for service in &mut services {
+        service.stale = facts.supervisor.is_some() && facts.stale.contains(&service.name);
+    }
+    steps.extend(facts.snapshot.as_ref().map(|s| s.steps.clone()).unwrap_or_default());
+    WorkspaceReport {
+        workspace: workspace.id.clone(),
+        seq: 0,
+        accepted: intent.generation,
+        shell: LayerReport { phase: shell_phase(&intent, &shell), stated: shell },
+        runtime,
+        size: facts.size,
+        instance: facts.supervisor.as_ref().map(|s| s.instance.clone()),
+        start: current.and_then(|s| s.start.clone()),
+        services,
+        resources: facts.snapshot.as_ref().map(|s| s.resources.clone()).unwrap_or_default(),
+        steps,
+        diagnostics: facts.diagnostics.clone(),
+        activity: facts.snapshot.as_ref().map(|s| s.activity.clone()).unwrap_or_default(),
+    }
+}
+
+fn shell_phase(intent: &WorkspaceIntent, shell: &Stated<ShellState>) -> Phase {
+    match (&intent.shell, shell.state) {
+        (DesiredShell::Ready, ShellState::Ready) | (DesiredShell::Absent, ShellState::Absent) => Phase::Settled,
+        (_, ShellState::Failed) => Phase::Failed {
+            trouble: Trouble::new(shell.reason.clone().unwrap_or_default(), shell.hint.clone().unwrap_or_default()),
+        },
+        (_, ShellState::Absent | ShellState::Preparing | ShellState::Ready) => Phase::Working,
+    }
+}
+
+fn runtime(intent: &WorkspaceIntent, shell: &Stated<ShellState>, facts: &RuntimeFacts) -> LayerReport<RuntimeState> {
+    let wants_awake = intent.shell == DesiredShell::Ready && matches!(intent.runtime, DesiredRuntime::Awake { .. });
+    if let (Some(_), Some(snapshot)) = (&facts.supervisor, &facts.snapshot) {
+        let state = snapshot.runtime.state;
+        let phase = match (wants_awake, state) {
+            (true, RuntimeState::Awake) if snapshot.generation >= intent.generation => Phase::Settled,
+            (_, _) => Phase::Working,
+        };
+        let mut stated = snapshot.runtime.clone();
+        if !wants_awake {
+            stated.state = RuntimeState::Sleeping;
+        }
+        return LayerReport { stated, phase };
+    }
+    let last = facts.snapshot.as_ref();
+    if let Some((generation, trouble, since)) = &facts.failed
+        && wants_awake
+        && *generation >= intent.generation
+    {
+        let stated = Stated::because(RuntimeState::Failed, *since, trouble.clone());
+        return LayerReport { stated, phase: Phase::Failed { trouble: trouble.clone() } };
+    }
+    let settled = !wants_awake || last.is_some_and(|s| s.generation >= intent.generation);
+    if settled {
+        let stated = match last {
+            Some(snapshot) => Stated { state: RuntimeState::Asleep, ..snapshot.runtime.clone() },
+            None => Stated::plain(RuntimeState::Asleep, shell.since),
+        };
+        return LayerReport { stated, phase: Phase::Settled };
+    }
+    let since = facts.starting.or(last.map(|s| s.runtime.since)).unwrap_or_else(Timestamp::now);
+    if shell.state == ShellState::Failed {
+        let trouble = Trouble::new(
+            format!("its shell could not be prepared: {}", shell.reason.clone().unwrap_or_default()),
+            shell.hint.clone().unwrap_or_default(),
+        );
+        return LayerReport {
+            stated: Stated::because(RuntimeState::Failed, shell.since, trouble.clone()),
+            phase: Phase::Failed { trouble },
+        };
+    }
+    LayerReport { stated: Stated::plain(RuntimeState::Waking, since), phase: Phase::Working }
+}

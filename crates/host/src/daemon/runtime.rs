@@ -1,0 +1,328 @@
+//! START_RUNTIME up to the supervisor: read every envforge.yml, resolve it against the project, decide every value,
+//! write env files and the runtime's description.
+
+use super::{
+    hub::{Hub, Workspace},
+    shell,
+};
+use crate::{
+    resources,
+    supervise::{
+        protocol::{ProcessSpec, ResourceSpec, RuntimeSpec, SetupStep, VERSION},
+        redact::Redactor,
+        setup::read_done,
+    },
+    system::{
+        SystemError, boot,
+        enter::base_environment,
+        files::{self, Beneath},
+        sandbox::Sandbox,
+    },
+};
+use envforge_api::{
+    host::{DesiredRuntime, WorkspaceIntent},
+    ids::RuntimeInstanceId,
+    names::ServiceName,
+    problem::Diagnostic,
+    resource::{ResourceKind, ResourceMode},
+    secret::Secret,
+    states::Trouble,
+};
+use envforge_manifest::{EnvValue, Layer, Resolution, ResolvedService, resolve};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Milliseconds between SIGTERM and SIGKILL for services.
+const GRACE_MS: u64 = 10_000;
+
+/// Where the description of the current instance is.
+#[must_use]
+pub(super) fn spec_path(sandbox_dir: &Path) -> PathBuf {
+    sandbox_dir.join("state").join("runtime.json")
+}
+
+/// Everything that is known about a workspace's processes before they start.
+#[derive(Debug)]
+pub(super) struct Description {
+    /// Processes, in the project's order.
+    pub(super) processes: Vec<ProcessSpec>,
+    /// Resources.
+    pub(super) resources: Vec<ResourceSpec>,
+    /// The joined manifests.
+    pub(super) resolution: Resolution,
+    /// Values to mask.
+    pub(super) secrets: Vec<Secret>,
+}
+
+impl Description {
+    /// Findings of all manifests.
+    #[must_use]
+    pub(super) fn diagnostics(&self) -> Vec<Diagnostic> {
+        self.resolution.diagnostics.clone()
+    }
+}
+
+/// Values of managed resources that the host made up: `state/resources.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Values {
+    #[serde(default)]
+    passwords: BTreeMap<ResourceKind, Secret>,
+    /// Names the data of this workspace: new data has a new name.
+    #[serde(default)]
+    data: String,
+}
+
+fn values(sandbox: &Sandbox) -> Result<Values, SystemError> {
+    let path = sandbox.dir.join("state").join("resources.json");
+    let mut values: Values = fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+    let missing: Vec<_> =
+        [ResourceKind::Database].into_iter().filter(|kind| !values.passwords.contains_key(kind)).collect();
+    if missing.is_empty() && !values.data.is_empty() {
+        return Ok(values);
+    }
+    for kind in missing {
+        values.passwords.insert(kind, Secret::random(20));
+    }
+    if values.data.is_empty() {
+        values.data = Secret::random(10).expose().to_owned();
+    }
+    let bytes = serde_json::to_vec(&values).unwrap_or_default();
+    files::write_durably(&path, &bytes, 0o600)?;
+    Ok(values)
+}
+
+/// Reads the working tree and decides every value.
+///
+/// # Errors
+/// When the disk refuses. What is wrong with one service blocks that service alone.
+pub(super) async fn describe(intent: &WorkspaceIntent, sandbox: &Sandbox) -> Result<Description, Trouble> {
+    let system = |e: SystemError| Trouble::new(e.to_string(), e.hint);
+    let found = shell::read_manifests(sandbox, &intent.spec).await;
+    let resolution = resolve(&intent.spec, &found, &shell::facts(intent));
+    let values = values(sandbox).map_err(system)?;
+    let done = read_done(&sandbox.dir, Layer::Runtime);
+    let resources: Vec<ResourceSpec> = resolution.resources.iter().map(|r| resource(r, &values)).collect();
+    let mut processes = Vec::new();
+    for service in &resolution.services {
+        processes.extend(processes_of(sandbox, service, &resources, &values, &done));
+    }
+    let secrets = values.passwords.values().cloned().collect();
+    shell::write_context(sandbox, intent, &found).map_err(system)?;
+    Ok(Description { processes, resources, resolution, secrets })
+}
+
+fn resource(resolved: &envforge_manifest::ResolvedResource, values: &Values) -> ResourceSpec {
+    let kind = resolved.kind;
+    let not_here = || {
+        Trouble::new(
+            format!("this version provides no managed {kind}"),
+            format!("set `resources: {{ {kind}: disabled }}` in the project file, or make it `required: false`"),
+        )
+    };
+    let blocked = match resolved.mode {
+        ResourceMode::Managed => match resources::driver(kind) {
+            Some(driver) => driver.program().err(),
+            None => Some(not_here()),
+        },
+        ResourceMode::Disabled => None,
+        ResourceMode::Provided | ResourceMode::Cloud => Some(Trouble::new(
+            format!("{kind} is {}, which this version does not do", resolved.mode),
+            format!("set `resources: {{ {kind}: managed }}` in the project file"),
+        )),
+    };
+    let none = Secret::new(String::new());
+    let fields = match resolved.mode {
+        ResourceMode::Managed => resources::fields(kind, values.passwords.get(&kind).unwrap_or(&none)),
+        ResourceMode::Provided | ResourceMode::Cloud | ResourceMode::Disabled => BTreeMap::new(),
+    };
+    ResourceSpec { resource: resolved.clone(), fields, blocked }
+}
+
+fn processes_of(
+    sandbox: &Sandbox,
+    service: &ResolvedService,
+    resources: &[ResourceSpec],
+    values: &Values,
+    done: &BTreeMap<String, String>,
+) -> Vec<ProcessSpec> {
+    let (declared, unset_secret) = declared_environment(service, resources);
+    let mut environment: BTreeMap<String, Secret> =
+        base_environment(&sandbox.accounts.user).into_iter().map(|(name, value)| (name, Secret::new(value))).collect();
+    environment.extend(declared.iter().cloned());
+    let blocked = service.blocked.clone().or_else(|| {
+        unset_secret.map(|name| {
+            Trouble::new(
+                format!("the secret {name} is not set"),
+                "secrets are not part of this version: write a value into `environment`",
+            )
+        })
+    });
+    let setup = service.setup.iter().filter(|step| step.layer == Layer::Runtime).filter_map(|step| {
+        let name = format!("{}.{}", service.name, step.name);
+        let digest = shell::step_digest(sandbox, &service.directory, step, &values.data);
+        (done.get(&name) != Some(&digest)).then(|| SetupStep { name, run: step.run.clone(), digest })
+    });
+    let setup: Vec<SetupStep> = setup.collect();
+    let awaits_shell = service.setup.iter().any(|step| step.layer == Layer::Shell);
+    let process = |name: String, worker: bool, command: &str| ProcessSpec {
+        name,
+        service: service.name.to_string(),
+        worker,
+        digest: service.digest.clone(),
+        directory: service.directory.clone(),
+        command: command.to_owned(),
+        environment: environment.clone(),
+        health: if worker { None } else { service.health.clone() },
+        port: if worker { None } else { service.http_port },
+        requires: service.declared.iter().filter(|(_, required)| **required).map(|(kind, _)| *kind).collect(),
+        setup: setup.clone(),
+        awaits_shell,
+        blocked: blocked.clone(),
+    };
+    let mut all = Vec::new();
+    // One that cannot be started is shown all the same.
+    if service.command.is_some() || service.workers.is_empty() {
+        all.push(process(service.name.to_string(), false, service.command.as_deref().unwrap_or_default()));
+    }
+    all.extend(
+        service.workers.iter().map(|(name, command)| process(format!("{}.{name}", service.name), true, command)),
+    );
+    all
+}
+
+/// What the service declared, with `PORT`; and the first secret that is not set.
+fn declared_environment(
+    service: &ResolvedService,
+    resources: &[ResourceSpec],
+) -> (Vec<(String, Secret)>, Option<String>) {
+    let mut all = Vec::new();
+    let mut unset = None;
+    for (name, value) in &service.environment {
+        let value = match value {
+            EnvValue::Known { text } => Some(Secret::new(text.clone())),
+            EnvValue::Resource { kind, field } => {
+                let of_kind = resources.iter().find(|r| r.resource.kind == *kind && r.blocked.is_none());
+                of_kind.and_then(|r| r.fields.get(field).cloned())
+            }
+            EnvValue::Secret { name } => {
+                unset.get_or_insert_with(|| name.clone());
+                None
+            }
+        };
+        if let Some(value) = value {
+            all.push((name.clone(), value));
+        }
+    }
+    if let Some(port) = service.http_port {
+        all.push(("PORT".into(), Secret::new(port.to_string())));
+    }
+    (all, unset)
+}
+
+/// Writes what each service's environment holds: for its processes' owner as `/workspace/.envforge/env/<service>.env`
+/// (0600), and for `envforge env` beside the workspace.
+///
+/// # Errors
+/// When the disk refuses.
+pub(super) fn write_env_files(sandbox: &Sandbox, description: &Description) -> Result<(), SystemError> {
+    use super::streams::env::{EnvFile, EnvVariable};
+    let redactor = Redactor::new(&description.secrets);
+    let own = sandbox.dir.join("state").join("env");
+    files::ensure_dir(&own, 0o700)?;
+    let tree = Beneath::open(&sandbox.files())?;
+    for service in &description.resolution.services {
+        let (declared, _) = declared_environment(service, &description.resources);
+        let mut text = String::new();
+        for (name, value) in &declared {
+            text.push_str(&format!("{name}={}\n", quoted(value.expose())));
+        }
+        let path = PathBuf::from(format!(".envforge/env/{}.env", service.name));
+        tree.write(&path, text.as_bytes(), 0o600, &sandbox.accounts.user)?;
+        let variables = declared
+            .into_iter()
+            .map(|(name, value)| EnvVariable { shown: redactor.clean(value.expose()), name, value })
+            .collect();
+        let bytes = serde_json::to_vec(&EnvFile { variables }).unwrap_or_default();
+        files::write_whole(&own.join(format!("{}.json", service.name)), &bytes, 0o600)?;
+    }
+    Ok(())
+}
+
+/// As a POSIX shell reads it back with `.` or `set -a`.
+fn quoted(value: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@,+%".contains(c);
+    if !value.is_empty() && value.chars().all(plain) {
+        return value.to_owned();
+    }
+    format!("'{}'", value.replace('\'', r"'\''"))
+}
+
+/// Writes the description of a new instance; returns it.
+///
+/// # Errors
+/// When a server's prepared data cannot be made or the disk refuses.
+pub(super) async fn write_spec(
+    hub: &Hub,
+    workspace: &Workspace,
+    intent: &WorkspaceIntent,
+    sandbox: &Sandbox,
+) -> Result<(RuntimeSpec, Description), Trouble> {
+    let system = |e: SystemError| Trouble::new(e.to_string(), e.hint);
+    let description = describe(intent, sandbox).await?;
+    let wants_database =
+        description.resources.iter().any(|r| r.resource.kind == ResourceKind::Database && r.blocked.is_none());
+    if wants_database {
+        super::ensure_database_template(hub).await?;
+    }
+    write_env_files(sandbox, &description).map_err(system)?;
+    let trigger = match &intent.runtime {
+        DesiredRuntime::Awake { trigger } => trigger.clone(),
+        DesiredRuntime::Asleep { .. } => "wake".into(),
+    };
+    let spec = RuntimeSpec {
+        version: VERSION,
+        instance: RuntimeInstanceId::generate(),
+        boot: boot::boot_id().map_err(system)?,
+        generation: intent.generation,
+        sandbox: sandbox.clone(),
+        trigger,
+        size: description.resolution.size,
+        sleep_after_ms: description.resolution.sleep_after_seconds.saturating_mul(1000),
+        hold_until: intent.hold_until,
+        resources: description.resources.clone(),
+        services: description.processes.clone(),
+        stopped: stopped_processes(&description.processes, &intent.stopped),
+        secrets: description.secrets.clone(),
+        grace_ms: GRACE_MS,
+        templates: hub.templates(),
+    };
+    let bytes = serde_json::to_vec(&spec).map_err(|e| Trouble::new(e.to_string(), "this is a defect of EnvForge"))?;
+    files::write_durably(&spec_path(&sandbox.dir), &bytes, 0o600).map_err(system)?;
+    let _ = workspace;
+    Ok((spec, description))
+}
+
+/// The processes of stopped services.
+#[must_use]
+pub(super) fn stopped_processes(processes: &[ProcessSpec], stopped: &BTreeSet<ServiceName>) -> BTreeSet<String> {
+    let is_stopped = |p: &&ProcessSpec| stopped.iter().any(|s| s.as_str() == p.service || s.as_str() == p.name);
+    processes.iter().filter(is_stopped).map(|p| p.name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_in_env_files_are_read_back_as_they_are() {
+        for value in ["", "plain", "a b", "it's", "$HOME `x` \"q\" \\"] {
+            let script = format!("X={}; printf %s \"$X\"", quoted(value));
+            let out = std::process::Command::new("/bin/sh").args(["-c", &script]).output().expect("sh");
+            assert_eq!(String::from_utf8_lossy(&out.stdout), value);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Repositories: the host's cache, full clones for workspaces, branches, work that would be lost.
+//!
+//! The cache belongs to an account of its own. A clone is made by the workspace's user, outside its sandbox (the cache
+//! is not visible inside) but without any configuration, template or hook of anyone: the only program that runs is git,
+//! on a repository that was made a moment ago. Everything later happens inside, as the workspace's user.
+
+use crate::{
+    daemon::hub::{Hub, Workspace},
+    system::{
+        accounts::Account,
+        enter::{As, Entry, base_environment},
+        files::{self, Beneath},
+        sandbox::{Sandbox, WORKSPACE},
+    },
+};
+use envforge_api::{host::WorkspaceIntent, names::Branch, project::Checkout, states::Trouble};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{process::Command, time::timeout};
+
+/// Longest time for a clone or fetch over the network.
+const NETWORK: Duration = Duration::from_secs(600);
+/// Longest time for asking a repository for a branch.
+const QUESTION: Duration = Duration::from_secs(15);
+
+/// One fetch of a repository at a time.
+static LOCKS: LazyLock<Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>> = LazyLock::new(Mutex::default);
+
+fn cache_dir(hub: &Hub) -> PathBuf {
+    hub.installation.home.join("git")
+}
+
+fn cache_of(hub: &Hub, repo: &str) -> PathBuf {
+    let digest = data_encoding::HEXLOWER.encode(&Sha256::digest(repo.as_bytes())[..12]);
+    cache_dir(hub).join(format!("{digest}.git"))
+}
+
+/// git as an account, with no configuration but the host's.
+fn git(hub: &Hub, account: &Account, dir: &Path) -> Command {
+    with_git(hub, "git", account, dir)
+}
+
+/// A program that may call git, as [`git`].
+fn with_git(hub: &Hub, program: &str, account: &Account, dir: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .current_dir(dir)
+        .env_clear()
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+        .env("LANG", "C.UTF-8")
+        .env("HOME", "/nonexistent")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", cache_dir(hub).join("config"))
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .env("GIT_SSH_COMMAND", "ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new")
+        .env("GIT_ALLOW_PROTOCOL", "file:git:http:https:ssh")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    if rustix::process::geteuid().is_root() {
+        command.uid(account.uid).gid(account.gid);
+    }
+    command
+}
+
+async fn run(mut command: Command, limit: Duration) -> Result<Output, String> {
+    match timeout(limit, command.output()).await {
+        Ok(Ok(output)) if output.status.success() => Ok(output),
+        Ok(Ok(output)) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let line =
+                said.lines().find(|l| l.starts_with("fatal:") || l.starts_with("error:")).or(said.lines().last());
+            Err(line.unwrap_or("git failed without a word").trim_start_matches("fatal: ").to_owned())
+        }
+        Ok(Err(error)) => Err(format!("git cannot be run: {error}")),
+        Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
+    }
+}
+
+fn unreachable(name: &str, why: &str) -> Trouble {
+    Trouble::new(
+        format!("the repository of {name} cannot be read: {why}"),
+        "check its address in the project file (`envforge project show`) and that this host may read it, then try again",
+    )
+}
+
+fn ensure_cache_dir(hub: &Hub) -> Result<(), Trouble> {
+    let dir = cache_dir(hub);
+    files::ensure_dir_for(&dir, 0o755, &hub.cache_account).map_err(super::trouble)?;
+    // Root's file: the cache's account reads repositories of others, and git refuses those without a word for it.
+    // What it runs there is `upload-pack`, which obeys no configuration of the repository that names a program.
+    let config = dir.join("config");
+    if !config.exists() {
+        let text = "[safe]\n\tdirectory = *\n[protocol \"ext\"]\n\tallow = never\n[advice]\n\tdetachedHead = false\n[gc]\n\tauto = 0\n";
+        files::write_whole(&config, text.as_bytes(), 0o644).map_err(super::trouble)?;
+    }
+    Ok(())
+}
+
+fn missing(hub: &Hub, workspace: &Workspace, intent: &WorkspaceIntent) -> Vec<Checkout> {
+    let files = hub.installation.workspace_dir(&workspace.id).join("files");
+    let there = Beneath::open(&files).ok();
+    let is_there = |c: &Checkout| there.as_ref().is_some_and(|files| files.is_dir(Path::new(&c.directory)));
+    intent.spec.checkouts().into_iter().filter(|c| !is_there(c)).collect()
+}
+
+/// Brings the cache of every repository that has to be cloned up to date.
+pub(super) async fn fetch_caches(hub: &Hub, workspace: &Workspace, intent: &WorkspaceIntent) -> Result<(), Trouble> {
+    ensure_cache_dir(hub)?;
+    let wanted = missing(hub, workspace, intent);
+    if let Some(first) = wanted.first() {
+        workspace.progress.send_replace(format!("fetching {}", first.directory));
+    }
+    let fetches = wanted.iter().map(|checkout| fetch_cache(hub, checkout));
+    futures_util::future::join_all(fetches).await.into_iter().collect()
+}
+
+async fn fetch_cache(hub: &Hub, checkout: &Checkout) -> Result<(), Trouble> {
+    let cache = cache_of(hub, &checkout.repo);
+    let lock = {
+        let mut locks = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(locks.entry(cache.clone()).or_default())
+    };
+    let _alone = lock.lock().await;
+    let account = &hub.cache_account;
+    if cache.is_dir() {
+        let mut command = git(hub, account, &cache);
+        command.args(["fetch", "-q", "--prune", "--", &checkout.repo]);
+        command.args(["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]);
+        return run(command, NETWORK).await.map(drop).map_err(|why| unreachable(&checkout.directory, &why));
+    }
+    let half = cache.with_extension("making");
+    let _ = tokio::fs::remove_dir_all(&half).await;
+    let mut command = git(hub, account, &cache_dir(hub));
+    command.args(["clone", "-q", "--bare", "--template=", "--", &checkout.repo]).arg(&half);
+    run(command, NETWORK).await.map_err(|why| unreachable(&checkout.directory, &why))?;
+    tokio::fs::rename(&half, &cache)
+        .await
+        .map_err(|e| Trouble::new(format!("cannot keep the clone of {}: {e}", checkout.directory), "look at the disk"))
+}
+
+/// Clones what is missing into the workspace's tree, on its branch.
+pub(super) async fn clone_missing(
+    hub: &Hub,
+    workspace: &Workspace,
+    intent: &WorkspaceIntent,
+    sandbox: &Sandbox,
+) -> Result<(), Trouble> {
+    let wanted = missing(hub, workspace, intent);
+    if let Some(first) = wanted.first() {
+        workspace.progress.send_replace(format!("checking out {}", first.directory));
+    }
+    let clones = wanted.iter().map(|checkout| clone(hub, intent, sandbox, checkout));
+    futures_util::future::join_all(clones).await.into_iter().collect()
+}
+
+/// Cloned under another name and renamed: a checkout that is there is whole.
+const CLONE: &str = r#"set -e
+half=.making-$1
+rm -rf -- "$half"
+if git --git-dir="$2" rev-parse -q --verify "refs/heads/$3" >/dev/null; then
+  git clone -q --no-hardlinks --template= --branch "$3" -- "$2" "$half"
+else
+  git clone -q --no-hardlinks --template= -- "$2" "$half"
+  start=HEAD
+  if [ -n "$5" ]; then
+    start=$(git -C "$half" rev-parse -q --verify "refs/remotes/origin/$5^{commit}" || git -C "$half" rev-parse -q --verify "$5^{commit}") || start=HEAD
+  fi
+  git -C "$half" checkout -q --no-track -b "$3" "$start"
+fi
+git -C "$half" remote set-url origin "$4"
+mv -T -- "$half" "$1"
+"#;
+
+async fn clone(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox, checkout: &Checkout) -> Result<(), Trouble> {
+    let mut shell = with_git(hub, "/bin/sh", &sandbox.accounts.user, &sandbox.files());
+    shell.args(["-c", CLONE, "clone", &checkout.directory]).arg(cache_of(hub, &checkout.repo));
+    shell.args([intent.branch.as_str(), &checkout.repo, intent.from.as_deref().unwrap_or_default()]);
+    run(shell, NETWORK).await.map(drop).map_err(|why| {
+        let reason = format!("{} cannot be checked out on {}: {why}", checkout.directory, intent.branch);
+        Trouble::new(reason, "is the disk full? does the repository have a commit? Mend it, then `envforge up` again")
+    })
+}
+
+/// Which repositories have the branch, by `git ls-remote` as the cache's account.
+///
+/// # Errors
+/// When a repository cannot be read.
+pub async fn find_branch(hub: &Hub, repos: &[String], branch: &Branch) -> Result<Vec<bool>, Trouble> {
+    ensure_cache_dir(hub)?;
+    let asks = repos.iter().map(|repo| async move {
+        let mut command = git(hub, &hub.cache_account, &cache_dir(hub));
+        command.args(["ls-remote", "-q", "--", repo]).arg(format!("refs/heads/{branch}"));
+        let answer = run(command, QUESTION).await;
+        let name = repo.rsplit(['/', ':']).next().unwrap_or(repo).trim_end_matches(".git");
+        answer.map(|output| !output.stdout.is_empty()).map_err(|why| unreachable(name, &why))
+    });
+    futures_util::future::join_all(asks).await.into_iter().collect()
+}
+
+/// Counts what would be lost, as the workspace's user inside its sandbox.
+const INSPECT: &str = r#"cd "$1" 2>/dev/null || exit 0
+changed=$(git status --porcelain 2>/dev/null | wc -l)
+ahead=$(git rev-list --count --branches --not --remotes 2>/dev/null || echo 0)
+stashed=$(git stash list 2>/dev/null | wc -l)
+echo "$changed $ahead $stashed"
+"#;
+
+/// Uncommitted and unpushed work, a line each (`backend: 2 files not committed`, `web: 1 commit not pushed`).
+///
+/// # Errors
+/// When a checkout cannot be looked at: what is in it is then unknown, not nothing.
+pub async fn inspect_work(sandbox: &Sandbox, intent: &WorkspaceIntent) -> Result<Vec<String>, Trouble> {
+    let mut at_risk = Vec::new();
+    for checkout in intent.spec.checkouts() {
+        let entry = Entry::new(sandbox, As::User, &sandbox.cgroups.shell, WORKSPACE);
+        let argv = ["/bin/sh", "-c", INSPECT, "inspect", &checkout.directory].map(ToOwned::to_owned);
+        let mut command = entry.command(&argv, &base_environment(&sandbox.accounts.user)).map_err(super::trouble)?;
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let name = &checkout.directory;
+        let output = run(command, Duration::from_secs(60)).await.map_err(|why| {
+            Trouble::new(format!("cannot look for unsaved work in {name}: {why}"), "`--force` deletes without looking")
+        })?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut counts = text.split_ascii_whitespace().map(|n| n.parse::<u64>().unwrap_or(0));
+        let what = [("file", "not committed"), ("commit", "not pushed"), ("stash", "kept only here")];
+        for (noun, state) in what {
+            match counts.next().unwrap_or(0) {
+                0 => {}
+                1 => at_risk.push(format!("{name}: 1 {noun} {state}")),
+                n => at_risk.push(format!("{name}: {n} {noun}{} {state}", if noun == "stash" { "es" } else { "s" })),
+            }
+        }
+    }
+    Ok(at_risk)
+}

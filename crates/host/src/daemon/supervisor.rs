@@ -1,0 +1,138 @@
+//! The daemon's end of the line to one supervisor.
+
+use crate::{
+    supervise::protocol::{Answer, Ask, Message, Request, Snapshot, VERSION},
+    system::{SystemError, enter, sandbox::Sandbox},
+};
+use envforge_api::{ids::RuntimeInstanceId, states::Trouble};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    process::Stdio,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{UnixStream, unix::OwnedWriteHalf},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+/// A connected supervisor. Asking is possible from anywhere; snapshots go to the one who connected.
+#[derive(Debug)]
+pub struct Supervisor {
+    /// The instance it runs.
+    pub instance: RuntimeInstanceId,
+    write: tokio::sync::Mutex<OwnedWriteHalf>,
+    waiting: Mutex<BTreeMap<u64, oneshot::Sender<Answer>>>,
+    next: AtomicU64,
+}
+
+/// How long a supervisor may take to answer: its loop never blocks.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Starts a supervisor on the description at `spec`. It outlives the caller.
+///
+/// # Errors
+/// When the machine has no room for a process.
+pub fn start(sandbox: &Sandbox, spec: &Path) -> Result<tokio::process::Child, SystemError> {
+    let doing = |e| SystemError::new("start the runtime's supervisor", e);
+    let log = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(sandbox.dir.join("logs").join("supervisor.err"))
+        .map_err(doing)?;
+    let _ = fs::remove_file(sandbox.supervisor_socket());
+    let mut command = tokio::process::Command::new(enter::own_binary()?);
+    command.arg("supervise").arg(spec).env_clear();
+    for name in ["PATH", "RUST_LOG", crate::system::boot::BOOT_ID_PATH_VAR] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(log)).spawn().map_err(doing)
+}
+
+/// Connects to a supervisor and says hello; snapshots come through the channel, which closes with the connection.
+///
+/// # Errors
+/// When nothing listens, or it does not answer.
+pub async fn connect(sandbox: &Sandbox) -> io::Result<(std::sync::Arc<Supervisor>, mpsc::UnboundedReceiver<Snapshot>)> {
+    let stream = UnixStream::connect(sandbox.supervisor_socket()).await?;
+    let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read).lines();
+    let hello = Request { number: 0, ask: Ask::Hello { version: VERSION } };
+    write.write_all(&line_of(&hello)?).await?;
+    let first = timeout(PATIENCE, lines.next_line()).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    let message = serde_json::from_str::<Message>(&first.unwrap_or_default())?;
+    let Message::Reply(reply) = message else { return Err(io::ErrorKind::InvalidData.into()) };
+    let Answer::Hello { instance, .. } = reply.answer else { return Err(io::ErrorKind::InvalidData.into()) };
+    let supervisor = std::sync::Arc::new(Supervisor {
+        instance,
+        write: tokio::sync::Mutex::new(write),
+        waiting: Mutex::new(BTreeMap::new()),
+        next: AtomicU64::new(1),
+    });
+    let (send, receive) = mpsc::unbounded_channel();
+    let answered = std::sync::Arc::clone(&supervisor);
+    // Ends with the connection; whoever still waits for an answer is told by its dropped sender.
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = lines.next_line().await {
+            match serde_json::from_str::<Message>(&line) {
+                Ok(Message::Reply(reply)) => {
+                    let waiting = answered.waiting().remove(&reply.number);
+                    if let Some(waiting) = waiting {
+                        let _ = waiting.send(reply.answer);
+                    }
+                }
+                Ok(Message::Snapshot(snapshot)) => {
+                    if send.send(*snapshot).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a supervisor said something this daemon does not understand");
+                }
+            }
+        }
+        answered.waiting().clear();
+    });
+    Ok((supervisor, receive))
+}
+
+fn line_of(request: &Request) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+impl Supervisor {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, oneshot::Sender<Answer>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// When it refuses, or is gone.
+    pub async fn ask(&self, ask: Ask) -> Result<(), Trouble> {
+        let gone = || Trouble::new("the runtime's supervisor does not answer", "try again: it is replaced by itself");
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (send, receive) = oneshot::channel();
+        self.waiting().insert(number, send);
+        let line = line_of(&Request { number, ask }).map_err(|_| gone())?;
+        self.write.lock().await.write_all(&line).await.map_err(|_| gone())?;
+        match timeout(PATIENCE, receive).await {
+            Ok(Ok(Answer::Refused { trouble })) => Err(trouble),
+            Ok(Ok(Answer::Accepted | Answer::Hello { .. })) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(gone()),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Data services of a workspace behind one trait.
+//!
+//! A driver knows one server program: how its data is made, how it is started, when it answers, how it is stopped and
+//! what counts as work. Processes are the supervisor's: it starts, adopts, restarts and stops them.
+
+pub mod postgres;
+pub mod redis;
+
+use crate::system::sandbox::Sandbox;
+use envforge_api::{resource::ResourceKind, secret::Secret, states::Trouble};
+use futures_util::future::LocalBoxFuture;
+use nix::sys::signal::Signal;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// What a driver is told about the workspace it serves.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Where.
+    pub sandbox: Sandbox,
+    /// Prepared data of the installation (`<home>/templates`).
+    pub templates: PathBuf,
+    /// Values of the resource's fields; see [`fields`].
+    pub fields: BTreeMap<String, Secret>,
+    /// PostgreSQL extensions asked for.
+    pub extensions: Vec<String>,
+}
+
+/// One kind of server.
+pub trait Driver: std::fmt::Debug {
+    /// Name of the server: its control group, its log source and its directory below `data`.
+    fn name(&self) -> &'static str;
+
+    /// The program on this host, or how to get it.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    fn program(&self) -> Result<PathBuf, Trouble>;
+
+    /// Makes the data directory if it is missing. Cut short anywhere, it starts over.
+    fn ensure<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>>;
+
+    /// Arguments to start it with, as the workspace's resource user; no secret is in them.
+    fn arguments(&self, context: &Context) -> Vec<String>;
+
+    /// One attempt: whether it answers. Called tightly at first, then with growing pauses.
+    fn answers<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, bool>;
+
+    /// After the first answer: users, passwords, extensions.
+    fn prepare<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>>;
+
+    /// What its main process is told to stop with: everything acknowledged stays.
+    fn stop_signal(&self) -> Signal;
+
+    /// What its sessions do that should keep the runtime awake, in words for people.
+    fn work<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Option<String>>;
+}
+
+/// The driver of a managed resource; `None` for kinds that no server of this version provides.
+#[must_use]
+pub fn driver(kind: ResourceKind) -> Option<Box<dyn Driver>> {
+    match kind {
+        ResourceKind::Database => Some(Box::new(postgres::Postgres)),
+        ResourceKind::Cache | ResourceKind::Queue => Some(Box::new(redis::Redis)),
+        ResourceKind::Storage | ResourceKind::Mail => None,
+    }
+}
+
+/// The fields of a managed resource, with `password` where it has one.
+#[must_use]
+pub fn fields(kind: ResourceKind, password: &Secret) -> BTreeMap<String, Secret> {
+    let port = kind.port();
+    let pairs = match kind {
+        ResourceKind::Database => vec![
+            ("url", format!("postgres://app:{}@localhost:{port}/app", password.expose())),
+            ("host", "localhost".into()),
+            ("port", port.to_string()),
+            ("name", "app".into()),
+            ("user", "app".into()),
+            ("password", password.expose().to_owned()),
+        ],
+        // One server, two databases: a cache that is flushed leaves the queue alone.
+        ResourceKind::Cache | ResourceKind::Queue => vec![
+            ("url", format!("redis://localhost:{port}/{}", u8::from(kind == ResourceKind::Queue))),
+            ("host", "localhost".into()),
+            ("port", port.to_string()),
+        ],
+        ResourceKind::Storage | ResourceKind::Mail => vec![],
+    };
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), Secret::new(value))).collect()
+}
+
+/// A program on PATH or in one of the extra directories, newest first.
+fn find_program(name: &str, extra: &[PathBuf]) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let standard = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    let dirs = extra.iter().cloned().chain(std::env::split_paths(&path)).chain(standard);
+    dirs.map(|dir| dir.join(name)).find(|at| is_program(at))
+}
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+}

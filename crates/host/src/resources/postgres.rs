@@ -1,0 +1,332 @@
+//! PostgreSQL: one small cluster per workspace, copied from a template that the host prepared once.
+//!
+//! The template holds the role and database `app` and a superuser whose password only the host knows. At its first
+//! start a workspace's copy gets passwords of its own, before any service is told the cluster is there.
+
+use super::{Context, Driver, find_program};
+use crate::system::{
+    accounts::{self, Account},
+    files,
+    installation::Installation,
+    sandbox::DATA,
+};
+use envforge_api::{resource::ResourceKind, secret::Secret, states::Trouble};
+use futures_util::future::LocalBoxFuture;
+use nix::sys::signal::Signal;
+use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+use tokio::{io::AsyncWriteExt, process::Command};
+
+/// The driver.
+#[derive(Debug)]
+pub struct Postgres;
+
+const SUPERUSER: &str = "envforge";
+
+/// Directories with server programs, newest version first.
+fn versions() -> Vec<PathBuf> {
+    let mut found: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .collect();
+    found.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+fn program(name: &str) -> Result<PathBuf, Trouble> {
+    find_program(name, &versions()).ok_or_else(|| {
+        Trouble::new("this host has no PostgreSQL server", "apt-get install postgresql, then wake again")
+    })
+}
+
+fn trouble(doing: &str, error: impl std::fmt::Display, hint: &str) -> Trouble {
+    Trouble::new(format!("cannot {doing}: {error}"), hint)
+}
+
+/// The template of this host's PostgreSQL version below `templates`, and the file with its superuser's password.
+fn template_paths(templates: &Path, version: &str) -> (PathBuf, PathBuf) {
+    let name = format!("postgresql-{version}");
+    (templates.join(&name), templates.join(format!("{name}.password")))
+}
+
+async fn server_version() -> Result<String, Trouble> {
+    let out = Command::new(program("postgres")?).arg("--version").output().await;
+    let out = out.map_err(|e| trouble("ask PostgreSQL for its version", e, "reinstall the package postgresql"))?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let version = text.split_ascii_whitespace().nth(2).unwrap_or("unknown");
+    Ok(version.split('.').next().unwrap_or(version).to_owned())
+}
+
+/// Makes the template once per host and server version. Idempotent; cut short, it starts over.
+///
+/// # Errors
+/// When PostgreSQL is missing or its `initdb` fails.
+pub async fn ensure_template(installation: &Installation, templates: &Path) -> Result<(), Trouble> {
+    let (template, password_file) = template_paths(templates, &server_version().await?);
+    if template.is_dir() {
+        return Ok(());
+    }
+    let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
+    files::ensure_dir(templates, 0o711).map_err(system)?;
+    let account = accounts::ensure_database_account(installation).map_err(system)?;
+    let half = templates.join("making");
+    let _ = fs::remove_dir_all(&half);
+    files::ensure_dir_for(&half, 0o700, &account).map_err(system)?;
+    let password = Secret::random(20);
+    let given = templates.join("making.password");
+    files::write_durably(&given, password.expose().as_bytes(), 0o600).map_err(system)?;
+    let _ = chown(&given, Some(account.uid), Some(account.gid));
+    let cluster = half.join("cluster");
+    let args = [
+        "--pgdata".as_ref(),
+        cluster.as_os_str(),
+        "--pwfile".as_ref(),
+        given.as_os_str(),
+        "--username".as_ref(),
+        SUPERUSER.as_ref(),
+        "--auth=scram-sha-256".as_ref(),
+        "--encoding=UTF8".as_ref(),
+        "--locale=C.UTF-8".as_ref(),
+        "--no-instructions".as_ref(),
+        "--no-sync".as_ref(),
+    ];
+    run_as(&account, &half, "initdb", &args, "").await?;
+    // In single-user mode no server listens while the password is still everybody's.
+    let sql = "CREATE ROLE app LOGIN CREATEDB;\nCREATE DATABASE app OWNER app;\n";
+    let single = ["--single".as_ref(), "-j".as_ref(), "-D".as_ref(), cluster.as_os_str(), "postgres".as_ref()];
+    for statement in sql.lines() {
+        run_as(&account, &half, "postgres", &single, &format!("{statement}\n\n")).await?;
+    }
+    let _ = fs::remove_file(&given);
+    let placed = files::write_durably(&password_file, password.expose().as_bytes(), 0o600).map_err(system);
+    placed?;
+    fs::rename(&cluster, &template).map_err(|e| trouble("keep the database template", e, "look at the disk"))?;
+    let _ = fs::remove_dir_all(&half);
+    Ok(())
+}
+
+async fn run_as(
+    account: &Account,
+    dir: &Path,
+    name: &str,
+    args: &[&std::ffi::OsStr],
+    input: &str,
+) -> Result<(), Trouble> {
+    let hint = "the message is PostgreSQL's own; is the disk full, or a parent of ENVFORGE_HOME closed to other users?";
+    let mut command = Command::new(program(name)?);
+    command.args(args).current_dir(dir).env_clear().env("PATH", "/usr/bin:/bin").env("LANG", "C.UTF-8");
+    if rustix::process::geteuid().is_root() {
+        command.uid(account.uid).gid(account.gid);
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(|e| trouble(&format!("run {name}"), e, hint))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that ends early says why on standard error.
+        let _ = stdin.write_all(input.as_bytes()).await;
+    }
+    let ended = child.wait_with_output().await.map_err(|e| trouble(&format!("run {name}"), e, hint))?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let said = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
+    Err(Trouble::new(format!("{name} failed: {said}"), hint))
+}
+
+/// Copies a tree of plain files and directories, giving it to `owner`.
+fn copy_tree(from: &Path, to: &Path, owner: &Account) -> io::Result<()> {
+    let root = rustix::process::geteuid().is_root();
+    fs::create_dir(to)?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target, owner)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+            if root {
+                chown(&target, Some(owner.uid), Some(owner.gid))?;
+            }
+        }
+    }
+    if root { chown(to, Some(owner.uid), Some(owner.gid)) } else { Ok(()) }
+}
+
+fn data_dir(context: &Context) -> PathBuf {
+    context.sandbox.dir.join("data").join("postgresql")
+}
+
+/// The superuser's password of this workspace's cluster; readable by root alone.
+fn password_path(context: &Context) -> PathBuf {
+    context.sandbox.dir.join("state").join("postgresql.password")
+}
+
+fn options(password: &str, database: &str) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .host("127.0.0.1")
+        .port(ResourceKind::Database.port())
+        .username(SUPERUSER)
+        .password(password)
+        .database(database)
+        .ssl_mode(sqlx::postgres::PgSslMode::Disable)
+        .application_name("envforge")
+}
+
+impl Driver for Postgres {
+    fn name(&self) -> &'static str {
+        "database"
+    }
+
+    fn program(&self) -> Result<PathBuf, Trouble> {
+        program("postgres")
+    }
+
+    fn ensure<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>> {
+        Box::pin(async {
+            let data = data_dir(context);
+            if data.is_dir() {
+                return Ok(());
+            }
+            let (template, _) = template_paths(&context.templates, &server_version().await?);
+            let half = data.with_extension("making");
+            let owner = context.sandbox.accounts.resource.clone();
+            let copied = tokio::task::spawn_blocking(move || {
+                match fs::remove_dir_all(&half) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    Ok(()) | Err(_) => {}
+                }
+                copy_tree(&template, &half, &owner)?;
+                rustix::fs::syncfs(fs::File::open(&half)?)?;
+                fs::rename(&half, &data)
+            })
+            .await;
+            let hint = "look at the free space of the file system (`df`), then wake again; nothing was lost";
+            match copied {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(trouble("make the database's files", error, hint)),
+                Err(_) => Err(trouble("make the database's files", "cut short", hint)),
+            }
+        })
+    }
+
+    fn arguments(&self, _context: &Context) -> Vec<String> {
+        let data = format!("{DATA}/postgresql");
+        let port = ResourceKind::Database.port().to_string();
+        let settings = [
+            "listen_addresses=localhost".to_owned(),
+            format!("port={port}"),
+            "unix_socket_directories=".to_owned(),
+            "shared_buffers=16MB".to_owned(),
+            "max_connections=100".to_owned(),
+            "wal_level=replica".to_owned(),
+            "max_wal_size=256MB".to_owned(),
+            "logging_collector=off".to_owned(),
+            "log_line_prefix=".to_owned(),
+            "password_encryption=scram-sha-256".to_owned(),
+        ];
+        let mut all = vec!["-D".to_owned(), data];
+        for setting in settings {
+            all.push("-c".to_owned());
+            all.push(setting);
+        }
+        all
+    }
+
+    fn answers<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, bool> {
+        Box::pin(async {
+            // The eighth line of postmaster.pid is what `pg_ctl --wait` reads; the first names the process it is about,
+            // so that the file of an earlier run is not believed.
+            let text = fs::read_to_string(data_dir(context).join("postmaster.pid")).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            let alive =
+                lines.first().and_then(|l| l.trim().parse().ok()).and_then(crate::system::boot::process_started);
+            alive.is_some() && lines.get(7).is_some_and(|line| line.trim() == "ready")
+        })
+    }
+
+    fn prepare<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>> {
+        Box::pin(async {
+            let hint = "`envforge logs WS database` has what PostgreSQL said";
+            let doing = "prepare the database";
+            let wanted = context.fields.get("password").map(Secret::expose).unwrap_or_default();
+            // Written last, it says that everything before it was done, and for which password and extensions.
+            let mark = serde_json::json!({ "password": wanted, "extensions": context.extensions }).to_string();
+            let mark_path = context.sandbox.dir.join("state").join("postgresql.prepared");
+            if fs::read_to_string(&mark_path).is_ok_and(|known| known == mark) {
+                return Ok(());
+            }
+            let (_, template_password) = template_paths(&context.templates, &server_version().await?);
+            let own = match fs::read_to_string(password_path(context)) {
+                Ok(own) => own,
+                Err(_) => {
+                    let own = Secret::random(20).expose().to_owned();
+                    files::write_durably(&password_path(context), own.as_bytes(), 0o600)
+                        .map_err(|e| Trouble::new(e.to_string(), e.hint))?;
+                    own
+                }
+            };
+            let failed = |e: sqlx::Error| trouble(doing, e, hint);
+            let mut connection = match PgConnection::connect_with(&options(&own, "postgres")).await {
+                Ok(connection) => connection,
+                Err(_) => {
+                    let first = fs::read_to_string(template_password).map_err(|e| trouble(doing, e, hint))?;
+                    PgConnection::connect_with(&options(&first, "postgres")).await.map_err(failed)?
+                }
+            };
+            // Both passwords are of our own alphabet (a-z, 2-7): quoting them is safe, and DDL takes no parameters.
+            for statement in [
+                format!("ALTER ROLE app LOGIN PASSWORD '{wanted}'"),
+                format!("ALTER ROLE {SUPERUSER} PASSWORD '{own}'"),
+            ] {
+                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.map_err(failed)?;
+            }
+            let _ = connection.close().await;
+            if !context.extensions.is_empty() {
+                let mut connection = PgConnection::connect_with(&options(&own, "app")).await.map_err(failed)?;
+                for extension in &context.extensions {
+                    let name = extension.replace('"', "");
+                    let statement = format!("CREATE EXTENSION IF NOT EXISTS \"{name}\"");
+                    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.map_err(|e| {
+                        trouble(
+                            &format!("add the extension {name}"),
+                            e,
+                            "remove it from `extensions`, or install its package on the host",
+                        )
+                    })?;
+                }
+                let _ = connection.close().await;
+            }
+            files::write_durably(&mark_path, mark.as_bytes(), 0o600).map_err(|e| Trouble::new(e.to_string(), e.hint))
+        })
+    }
+
+    fn stop_signal(&self) -> Signal {
+        // Fast shutdown: sessions are ended, a checkpoint is written. SIGTERM would wait for every client.
+        Signal::SIGINT
+    }
+
+    fn work<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Option<String>> {
+        Box::pin(async {
+            let own = fs::read_to_string(password_path(context)).ok()?;
+            let mut connection = PgConnection::connect_with(&options(&own, "postgres")).await.ok()?;
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' \
+                       AND pid <> pg_backend_pid() AND state NOT IN ('idle', 'disabled') \
+                       AND wait_event IS DISTINCT FROM 'ClientRead'";
+            let row = sqlx::query(sql).fetch_one(&mut connection).await;
+            let _ = connection.close().await;
+            match row.ok()?.try_get::<i64, _>(0).ok()? {
+                0 => None,
+                1 => Some("a database session at work".into()),
+                n => Some(format!("{n} database sessions at work")),
+            }
+        })
+    }
+}

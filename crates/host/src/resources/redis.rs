@@ -1,0 +1,81 @@
+//! Redis: cache and queue of a workspace, one server, append-only file.
+
+use super::{Context, Driver, find_program};
+use crate::system::{files, sandbox::DATA};
+use envforge_api::{resource::ResourceKind, states::Trouble};
+use futures_util::future::LocalBoxFuture;
+use nix::sys::signal::Signal;
+use std::path::PathBuf;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// The driver.
+#[derive(Debug)]
+pub struct Redis;
+
+impl Driver for Redis {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    fn program(&self) -> Result<PathBuf, Trouble> {
+        find_program("redis-server", &[]).ok_or_else(|| {
+            Trouble::new("this host has no redis-server", "apt-get install redis-server, then wake again")
+        })
+    }
+
+    fn ensure<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>> {
+        Box::pin(async {
+            let dir = context.sandbox.dir.join("data").join("redis");
+            files::ensure_dir_for(&dir, 0o700, &context.sandbox.accounts.resource)
+                .map_err(|e| Trouble::new(e.to_string(), e.hint))
+        })
+    }
+
+    fn arguments(&self, _context: &Context) -> Vec<String> {
+        let dir = format!("{DATA}/redis");
+        let port = ResourceKind::Cache.port().to_string();
+        let settings = [
+            ("--bind", "127.0.0.1 -::1"),
+            ("--port", port.as_str()),
+            ("--dir", dir.as_str()),
+            ("--daemonize", "no"),
+            ("--appendonly", "yes"),
+            ("--appendfsync", "everysec"),
+            ("--save", ""),
+            ("--maxmemory-policy", "noeviction"),
+            // Reached from this workspace's network only; there is no password to print by accident.
+            ("--protected-mode", "no"),
+            ("--logfile", ""),
+        ];
+        settings.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_owned()]).collect()
+    }
+
+    fn answers<'a>(&'a self, _context: &'a Context) -> LocalBoxFuture<'a, bool> {
+        Box::pin(async {
+            let ask = async {
+                let mut stream = TcpStream::connect(("127.0.0.1", ResourceKind::Cache.port())).await.ok()?;
+                stream.write_all(b"PING\r\n").await.ok()?;
+                let mut answer = [0_u8; 5];
+                stream.read_exact(&mut answer).await.ok()?;
+                // While it loads its file it answers `-LOADING`.
+                (&answer == b"+PONG").then_some(())
+            };
+            ask.await.is_some()
+        })
+    }
+
+    fn prepare<'a>(&'a self, _context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn stop_signal(&self) -> Signal {
+        Signal::SIGTERM
+    }
+
+    fn work<'a>(&'a self, _context: &'a Context) -> LocalBoxFuture<'a, Option<String>> {
+        Box::pin(async { None })
+    }
+}

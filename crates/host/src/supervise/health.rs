@@ -1,0 +1,102 @@
+//! Health checks of one process. The supervisor lives in the workspace's network, so `localhost` is the workspace's.
+
+use crate::system::enter::Entry;
+use envforge_manifest::{Probe, ResolvedHealth};
+use http_body_util::Empty;
+use hyper::{Request, body::Bytes};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+use tokio::{net::TcpStream, time::timeout};
+
+/// First pause between checks of a starting process; it grows until the declared interval or [`SLOWEST_START`].
+pub const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// Longest pause between checks of a starting process.
+pub const SLOWEST_START: Duration = Duration::from_millis(100);
+
+/// One check: done, or why not.
+pub async fn check(health: &ResolvedHealth, entry: &Entry, env: &BTreeMap<String, String>) -> Result<(), String> {
+    let limit = Duration::from_millis(health.check.timeout_ms);
+    let attempt = async {
+        match (&health.check.probe, health.port) {
+            (Probe::Http { path, .. }, Some(port)) => either(port, |address| http(address, path.clone())).await,
+            (Probe::Tcp { .. }, Some(port)) => either(port, tcp).await,
+            (Probe::Command { command }, _) => run(command, entry, env).await,
+            (Probe::Http { .. } | Probe::Tcp { .. }, None) => Err("its port is not known".into()),
+        }
+    };
+    match timeout(limit, attempt).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+    }
+}
+
+/// A development server may listen on one of the two loopback addresses only.
+async fn either<F: Future<Output = Result<(), String>>>(
+    port: u16,
+    attempt: impl Fn(SocketAddr) -> F,
+) -> Result<(), String> {
+    let four = attempt(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+    let six = attempt(SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port));
+    match tokio::join!(four, six) {
+        (Ok(()), _) | (_, Ok(())) => Ok(()),
+        // The one that got furthest says why: a refused connection tells less than an answer.
+        (Err(four), Err(six)) if four.starts_with("nothing listens") => Err(six),
+        (Err(four), Err(_)) => Err(four),
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
+    TcpStream::connect(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => format!("nothing listens on port {}", address.port()),
+        _ => format!("port {}: {}", address.port(), error.kind()),
+    })
+}
+
+async fn tcp(address: SocketAddr) -> Result<(), String> {
+    connect(address).await.map(drop)
+}
+
+async fn http(address: SocketAddr, path: String) -> Result<(), String> {
+    let stream = connect(address).await?;
+    let broken = |_| format!("port {} does not speak HTTP", address.port());
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.map_err(broken)?;
+    let request = Request::get(&path)
+        .header("host", format!("localhost:{}", address.port()))
+        .header("connection", "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|_| format!("`{path}` is no path"))?;
+    let exchange = async {
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        match answer.status().as_u16() {
+            ..400 => Ok(()),
+            status => Err(format!("GET {path} answers with status {status}")),
+        }
+    };
+    // The connection has to be driven while the answer is awaited; when it breaks, the exchange says so.
+    let drive = async {
+        let _ = connection.await;
+        std::future::pending::<std::convert::Infallible>().await
+    };
+    tokio::select! {
+        outcome = exchange => outcome,
+        never = drive => match never {},
+    }
+}
+
+async fn run(command: &str, entry: &Entry, env: &BTreeMap<String, String>) -> Result<(), String> {
+    let argv = ["/bin/sh".to_owned(), "-c".to_owned(), command.to_owned()];
+    let mut command = entry.command(&argv, env).map_err(|e| e.to_string())?;
+    command.kill_on_drop(true);
+    let ended = command.status().await.map_err(|e| format!("cannot be run: {}", e.kind()))?;
+    if ended.success() { Ok(()) } else { Err(format!("the health command ended with {ended}")) }
+}
+
+/// The pause that follows `pause` while a process is starting.
+#[must_use]
+pub fn next_pause(pause: Duration, interval: Duration) -> Duration {
+    (pause * 5 / 4).min(SLOWEST_START).min(interval)
+}

@@ -1,0 +1,164 @@
+//! Readings: what was observed of the runtime, appended and synced, so that every billed second can be proved.
+
+use crate::system::{boot, cgroup::Group};
+use envforge_api::{
+    ids::{RuntimeInstanceId, WorkspaceId},
+    project::RuntimeSize,
+    time::BootId,
+    usage::Reading,
+};
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+/// Path of an instance's readings.
+#[must_use]
+pub fn path_of(workspace_dir: &Path, instance: &RuntimeInstanceId) -> PathBuf {
+    workspace_dir.join("meter").join(format!("{instance}.jsonl"))
+}
+
+/// Reads what was written so far. A last line that was cut short by a crash is left out.
+///
+/// # Errors
+/// When the file is there and cannot be read.
+pub fn read(path: &Path) -> io::Result<Vec<Reading>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().map_while(|line| serde_json::from_str(line).ok()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Appends the end of a runtime that a reboot cut short: nothing was observed after its last reading.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn end_after_reboot(path: &Path, reason: &str) -> io::Result<()> {
+    let Some(last) = read(path)?.pop() else { return Ok(()) };
+    if last.ended.is_some() {
+        return Ok(());
+    }
+    let end = Reading { n: last.n + 1, oldest_process: None, ended: Some(reason.to_owned()), ..last };
+    append(path, &end)
+}
+
+fn append(path: &Path, reading: &Reading) -> io::Result<()> {
+    // A line that a crash cut short would swallow the next one.
+    if let Ok(text) = fs::read(path) {
+        let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        if whole != text.len() {
+            fs::OpenOptions::new().write(true).open(path)?.set_len(whole as u64)?;
+        }
+    }
+    let mut file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    let mut line = serde_json::to_vec(reading)?;
+    line.push(b'\n');
+    file.write_all(&line)?;
+    file.sync_data()
+}
+
+/// The meter of one runtime instance.
+#[derive(Debug)]
+pub struct Meter {
+    path: PathBuf,
+    next: u64,
+    template: Reading,
+    group: Group,
+    closed: bool,
+}
+
+impl Meter {
+    /// The meter of an instance; goes on where an earlier supervisor of the same instance ended.
+    ///
+    /// # Errors
+    /// When earlier readings cannot be read.
+    pub fn open(
+        workspace_dir: &Path,
+        instance: &RuntimeInstanceId,
+        boot: &BootId,
+        workspace: &WorkspaceId,
+        size: RuntimeSize,
+        trigger: &str,
+        group: &Group,
+    ) -> io::Result<Self> {
+        let path = path_of(workspace_dir, instance);
+        let before = read(&path)?;
+        let template = Reading {
+            instance: instance.clone(),
+            boot: boot.clone(),
+            n: 0,
+            workspace: workspace.clone(),
+            size,
+            trigger: trigger.to_owned(),
+            at: boot::now(),
+            oldest_process: None,
+            ended: None,
+        };
+        let closed = before.last().is_some_and(|last| last.ended.is_some());
+        Ok(Self { path, next: before.len() as u64, template, group: group.clone(), closed })
+    }
+
+    /// Takes a reading now.
+    ///
+    /// # Errors
+    /// When the disk refuses; the time until the next reading is then not billed.
+    pub fn checkpoint(&mut self) -> io::Result<()> {
+        let oldest = self.group.pids().into_iter().filter_map(boot::process_started).min();
+        self.take(oldest, None)
+    }
+
+    /// Takes the last reading: every process is gone.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn end(&mut self, reason: &str) -> io::Result<()> {
+        self.take(None, Some(reason.to_owned()))
+    }
+
+    fn take(
+        &mut self,
+        oldest_process: Option<envforge_api::time::BootMillis>,
+        ended: Option<String>,
+    ) -> io::Result<()> {
+        if self.closed {
+            return Ok(());
+        }
+        let closes = ended.is_some();
+        let reading = Reading { n: self.next, at: boot::now(), oldest_process, ended, ..self.template.clone() };
+        append(&self.path, &reading)?;
+        self.next += 1;
+        self.closed = closes;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readings_go_on_after_a_crash_in_the_middle_of_a_line_and_end_once() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        fs::create_dir(dir.path().join("meter")).expect("mkdir");
+        let (instance, workspace) = (RuntimeInstanceId::generate(), WorkspaceId::generate());
+        let open = || {
+            let boot = BootId("b".into());
+            let group = Group::default();
+            Meter::open(dir.path(), &instance, &boot, &workspace, RuntimeSize::Small, "up", &group).expect("meter")
+        };
+        let path = path_of(dir.path(), &instance);
+        open().checkpoint().expect("reading");
+        fs::OpenOptions::new().append(true).open(&path).expect("open").write_all(b"{\"inst").expect("write");
+        let mut meter = open();
+        meter.checkpoint().expect("reading");
+        meter.end("asked").expect("reading");
+        meter.checkpoint().expect("nothing more");
+        end_after_reboot(&path, "reboot").expect("nothing more");
+        let all = read(&path).expect("read");
+        assert_eq!(all.iter().map(|r| r.n).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(all[2].ended.as_deref(), Some("asked"));
+    }
+}

@@ -1,0 +1,109 @@
+//! The runtime supervisor: one small process per awake runtime that outlives the daemon.
+//!
+//! One thread, one loop: tasks of this thread wait for what happens (a process ended, a check passed, a server
+//! answers, the daemon asks, time went by) and send an [`Event`]; the loop is the only one that changes the
+//! [`Runtime`], and after every event it starts what can be started now. Files and sockets are in [`protocol`].
+
+mod events;
+pub mod health;
+pub mod idle;
+mod link;
+pub mod logs;
+pub mod meter;
+pub mod process;
+pub mod protocol;
+pub mod redact;
+mod resource;
+pub mod runs;
+mod runtime;
+mod service;
+pub mod setup;
+mod sleep;
+
+use crate::system::{SystemError, files};
+use envforge_api::stream::LogLevel;
+use events::Event;
+use nix::sched::{CloneFlags, setns};
+use protocol::RuntimeSpec;
+use runtime::Runtime;
+use std::{fs, io, path::Path, process::ExitCode};
+use tokio::{sync::mpsc, task::LocalSet};
+
+/// `envforge supervise <spec-file>`: runs until the runtime is asleep. Its caller gives it a runtime of one thread.
+pub async fn main(spec: &Path) -> ExitCode {
+    // A defect in one task must not leave the others waiting for it: the daemon replaces a supervisor that ends.
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |about| {
+        say(about);
+        std::process::abort();
+    }));
+    match LocalSet::new().run_until(supervise(spec)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            crate::system::enter::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn supervise(path: &Path) -> Result<(), SystemError> {
+    let bytes = fs::read(path).map_err(|e| SystemError::new("read the runtime's description", e))?;
+    let spec: RuntimeSpec = serde_json::from_slice(&bytes).map_err(|e| {
+        SystemError::new("read the runtime's description", io::Error::new(io::ErrorKind::InvalidData, e))
+    })?;
+    let _alone = lock(&spec)?;
+    // A terminal that closes or a daemon that stops must not reach us.
+    let _ = rustix::process::setsid();
+    join_network(&spec)?;
+    let (events, mut happened) = mpsc::unbounded_channel();
+    let mut runtime = Runtime::new(spec, events.clone())?;
+    runtime.take_over().await?;
+    link::listen(&runtime, events.clone())?;
+    runtime.begin();
+    loop {
+        runtime.advance();
+        runtime.publish();
+        let Some(event) = happened.recv().await else { return Ok(()) };
+        if let Event::Gone { reason } = event {
+            return runtime.finish(&reason);
+        }
+        runtime.handle(event);
+        // What happened at the same moment is judged together, so that it is published once.
+        while let Ok(event) = happened.try_recv() {
+            if let Event::Gone { reason } = event {
+                return runtime.finish(&reason);
+            }
+            runtime.handle(event);
+        }
+    }
+}
+
+/// One supervisor for a workspace: the lock ends with the process, however it ends.
+fn lock(spec: &RuntimeSpec) -> Result<fs::File, SystemError> {
+    let path = spec.sandbox.dir.join("state").join("supervisor.lock");
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|e| SystemError::new("lock the workspace", e))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|e| SystemError::new("supervise the workspace: another supervisor does", e.into()))?;
+    files::write_whole(&path.with_extension("pid"), std::process::id().to_string().as_bytes(), 0o600)?;
+    Ok(file)
+}
+
+/// From here on `localhost` is the workspace's: health checks and databases are reached without a detour.
+fn join_network(spec: &RuntimeSpec) -> Result<(), SystemError> {
+    let Some(pin) = spec.sandbox.pins.first().filter(|_| rustix::process::geteuid().is_root()) else { return Ok(()) };
+    let doing = "enter the workspace's network";
+    let file = fs::File::open(pin).map_err(|e| SystemError::new(doing, e))?;
+    setns(&file, CloneFlags::CLONE_NEWNET).map_err(|e| SystemError::new(doing, e.into()))
+}
+
+impl Runtime {
+    /// A line in the log `system`, for people.
+    fn note(&self, level: LogLevel, text: &str) {
+        self.shared.logs.system(level, text);
+    }
+}

@@ -1,0 +1,358 @@
+//! Resource servers of a runtime: made, started or adopted, prepared, restarted, stopped. What a server is, its
+//! driver knows; one server may back several resources (a Redis is cache and queue).
+
+use super::{
+    events::Event,
+    logs, process,
+    protocol::{ResourceSpec, RuntimeSpec},
+    runtime::{Runtime, Shared},
+};
+use crate::{
+    resources::{Context, Driver, driver},
+    system::{
+        boot,
+        cgroup::Group,
+        enter::{As, Entry, base_environment},
+        sandbox::DATA,
+    },
+};
+use envforge_api::{
+    host::ResourceReport,
+    resource::{ResourceKind, ResourceMode},
+    states::{ResourceState, Stated, Trouble},
+    stream::LogLevel,
+    time::Timestamp,
+};
+use std::{collections::BTreeMap, fs, io, os::unix::fs::OpenOptionsExt, process::Stdio, rc::Rc, time::Duration};
+use tokio::io::Interest;
+
+/// How long a server may take until it answers; crash recovery of a large database takes its time.
+const PATIENCE: Duration = Duration::from_secs(120);
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// A server that cannot be started is tried again after this, doubling.
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+
+/// One server.
+#[derive(Debug)]
+pub(super) struct Server {
+    /// The resources it backs.
+    specs: Vec<ResourceSpec>,
+    context: Context,
+    stated: Stated<ResourceState>,
+    run: u64,
+    wanted: bool,
+    active: bool,
+    backoff: Duration,
+}
+
+impl Server {
+    /// What its driver is told.
+    pub(super) fn context(&self) -> Context {
+        self.context.clone()
+    }
+
+    fn state(&mut self, state: ResourceState, trouble: Option<Trouble>) {
+        let since = if self.stated.state == state { self.stated.since } else { Timestamp::now() };
+        self.stated = match trouble {
+            Some(trouble) => Stated::because(state, since, trouble),
+            None => Stated::plain(state, since),
+        };
+    }
+}
+
+fn driver_of(server: &str) -> Option<Box<dyn Driver>> {
+    ResourceKind::ALL.iter().filter_map(|kind| driver(*kind)).find(|driver| driver.name() == server)
+}
+
+/// What keeps the server at work, in words for people.
+pub(super) async fn work(server: &str, context: &Context) -> Option<String> {
+    match driver_of(server) {
+        Some(driver) => driver.work(context).await,
+        None => None,
+    }
+}
+
+/// The servers that the spec's managed resources need.
+pub(super) fn servers(spec: &RuntimeSpec, shared: &Shared, now: Timestamp) -> BTreeMap<&'static str, Server> {
+    let mut all: BTreeMap<&'static str, Server> = BTreeMap::new();
+    for resource in &spec.resources {
+        if resource.blocked.is_some() || resource.resource.mode != ResourceMode::Managed {
+            continue;
+        }
+        let Some(driver) = driver(resource.resource.kind) else { continue };
+        let server = all.entry(driver.name()).or_insert_with(|| Server {
+            specs: Vec::new(),
+            context: Context {
+                sandbox: spec.sandbox.clone(),
+                templates: shared.templates.clone(),
+                fields: resource.fields.clone(),
+                extensions: Vec::new(),
+            },
+            stated: Stated::plain(ResourceState::Waking, now),
+            run: 0,
+            wanted: true,
+            active: false,
+            backoff: FIRST_BACKOFF,
+        });
+        server.context.extensions.extend(resource.resource.extensions.iter().cloned());
+        server.specs.push(resource.clone());
+    }
+    all
+}
+
+impl Runtime {
+    /// `None` = ready (or nothing to wait for), `Some(None)` = on its way, `Some(Some(_))` = blocked.
+    pub(super) fn resource_trouble(&self, kind: ResourceKind) -> Option<Option<Trouble>> {
+        for server in self.servers.values() {
+            if server.specs.iter().any(|s| s.resource.kind == kind) {
+                return match server.stated.state {
+                    ResourceState::Ready => None,
+                    ResourceState::Waking | ResourceState::Disabled => Some(None),
+                    ResourceState::Blocked => Some(Some(Trouble::new(
+                        server.stated.reason.clone().unwrap_or_default(),
+                        server.stated.hint.clone().unwrap_or_default(),
+                    ))),
+                };
+            }
+        }
+        let blocked = self.spec.resources.iter().find(|r| r.resource.kind == kind).and_then(|r| r.blocked.clone());
+        blocked.map(Some)
+    }
+
+    pub(super) fn resource_reports(&self) -> Vec<ResourceReport> {
+        let report = |spec: &ResourceSpec| {
+            let kind = spec.resource.kind;
+            let server = self.servers.values().find(|s| s.specs.iter().any(|known| known.resource.kind == kind));
+            let stated = match (server, &spec.blocked, spec.resource.mode) {
+                (_, _, ResourceMode::Disabled) => Stated::plain(ResourceState::Disabled, self.since),
+                (_, Some(trouble), _) => Stated::because(ResourceState::Blocked, self.since, trouble.clone()),
+                (Some(server), None, _) => server.stated.clone(),
+                (None, None, _) => Stated::plain(ResourceState::Ready, self.since),
+            };
+            ResourceReport {
+                kind,
+                service: spec.resource.service.clone(),
+                mode: spec.resource.mode,
+                stated,
+                consumers: spec.resource.consumers.clone(),
+            }
+        };
+        self.spec.resources.iter().map(report).collect()
+    }
+
+    pub(super) fn start_servers(&mut self) {
+        for (name, server) in &mut self.servers {
+            if !server.wanted || server.active {
+                continue;
+            }
+            server.active = true;
+            server.run += 1;
+            let (run, context, shared) = (server.run, server.context.clone(), Rc::clone(&self.shared));
+            let name = *name;
+            // Ends with the server's process; what happens on the way is told to the loop.
+            tokio::task::spawn_local(async move {
+                if let Err(trouble) = run_server(name, run, &context, &shared).await {
+                    shared.tell(Event::ServerFailed { server: name, run, trouble });
+                }
+            });
+        }
+    }
+
+    pub(super) fn server_ready(&mut self, name: &'static str, run: u64) {
+        let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run) else { return };
+        server.backoff = FIRST_BACKOFF;
+        server.state(ResourceState::Ready, None);
+    }
+
+    pub(super) fn server_failed(&mut self, name: &'static str, run: u64, trouble: Trouble) {
+        let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run) else { return };
+        let text = format!("{name}: {}", trouble.reason);
+        server.state(ResourceState::Blocked, Some(trouble));
+        let pause = server.backoff;
+        server.backoff = (pause * 2).min(LONGEST_BACKOFF);
+        self.try_server_again(name, run, pause);
+        self.note(LogLevel::Error, &text);
+    }
+
+    pub(super) fn server_ended(&mut self, name: &'static str, run: u64) {
+        let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run && s.active) else { return };
+        let was_ready = server.stated.state == ResourceState::Ready;
+        if was_ready {
+            // It served: start it again at once, and let its recovery do the rest.
+            server.state(ResourceState::Waking, None);
+            server.active = false;
+            self.note(LogLevel::Warn, &format!("{name} ended unexpectedly; it is started again"));
+            return;
+        }
+        let hint = format!("`envforge logs {} {name}` has what it said", self.shared.sandbox.hostname);
+        let trouble = Trouble::new(format!("{name} ended before it answered"), hint);
+        self.server_failed(name, run, trouble);
+    }
+
+    fn try_server_again(&self, server: &'static str, run: u64, pause: Duration) {
+        let shared = Rc::clone(&self.shared);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(pause).await;
+            shared.tell(Event::ServerDue { server, run });
+        });
+    }
+
+    pub(super) fn server_due(&mut self, name: &'static str, run: u64) {
+        if let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run) {
+            server.active = false;
+        }
+    }
+
+    /// No server is started from here on.
+    pub(super) fn retire_servers(&mut self) {
+        for server in self.servers.values_mut() {
+            server.wanted = false;
+            // News of its end is no failure any more.
+            server.run += 1;
+        }
+    }
+
+    pub(super) fn servers_stopped(&mut self) {
+        for server in self.servers.values_mut() {
+            server.state(ResourceState::Waking, None);
+        }
+    }
+}
+
+/// The group of a server's processes.
+pub(super) fn group_of(shared: &Shared, server: &str) -> Result<Group, Trouble> {
+    let group = shared.sandbox.cgroups.runtime_child(&format!("resources/{server}"));
+    group.map_err(|e| Trouble::new(e.to_string(), e.hint))
+}
+
+/// Makes, starts (or adopts) and prepares one server, then waits for its end.
+async fn run_server(name: &'static str, run: u64, context: &Context, shared: &Rc<Shared>) -> Result<(), Trouble> {
+    let Some(driver) = driver_of(name) else { return Ok(()) };
+    let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
+    let program = driver.program()?;
+    let group = group_of(shared, name)?;
+    let adopted = group.main_pid();
+    let mut child = None;
+    let pid = match adopted {
+        Some(pid) => pid,
+        None => {
+            driver.ensure(context).await?;
+            let entry = Entry::new(&shared.sandbox, As::Resource, &group, DATA);
+            let mut argv = vec![program.to_string_lossy().into_owned()];
+            argv.extend(driver.arguments(context));
+            let environment = base_environment(&shared.sandbox.accounts.resource);
+            let mut command = entry.command(&argv, &environment).map_err(system)?;
+            // Output goes to a file, not to a pipe: the server outlives this supervisor.
+            let out = raw_output(shared, name)
+                .map_err(|e| Trouble::new(format!("cannot write its log: {e}"), "look at the disk"))?;
+            let again =
+                out.try_clone().map_err(|e| Trouble::new(format!("cannot write its log: {e}"), "look at the disk"))?;
+            let started = command.stdout(Stdio::from(out)).stderr(Stdio::from(again)).spawn();
+            let started = started
+                .map_err(|e| Trouble::new(format!("cannot start {name}: {e}"), "is the workspace at its limits?"))?;
+            if let Some(pid) = started.id() {
+                group.join(pid);
+            }
+            let pid = started.id().and_then(|id| i32::try_from(id).ok()).unwrap_or(0);
+            child = Some(started);
+            pid
+        }
+    };
+    let copying = tokio::task::spawn_local(follow_output(Rc::clone(shared), name));
+    let ended = async {
+        match &mut child {
+            Some(child) => {
+                let _ = child.wait().await;
+            }
+            None => wait_for_end(pid).await,
+        }
+        // Helpers of a server that was killed hold its files: nothing new starts before they are gone.
+        let leftovers = tokio::time::timeout(Duration::from_millis(200), group.wait_empty()).await;
+        if leftovers.is_err() {
+            process::end(&group).await;
+        }
+    };
+    let ready = async {
+        wait_until_it_answers(driver.as_ref(), context).await?;
+        driver.prepare(context).await?;
+        shared.tell(Event::ServerReady { server: name, run });
+        std::future::pending::<Result<(), Trouble>>().await
+    };
+    let outcome = tokio::select! {
+        () = ended => {
+            shared.tell(Event::ServerEnded { server: name, run });
+            Ok(())
+        }
+        failed = ready => {
+            process::stop(&group, Duration::from_secs(5)).await;
+            failed
+        }
+    };
+    copying.abort();
+    outcome
+}
+
+async fn wait_until_it_answers(driver: &dyn Driver, context: &Context) -> Result<(), Trouble> {
+    let mut pause = FIRST_PAUSE;
+    let begun = boot::now();
+    while !driver.answers(context).await {
+        if boot::now().since(begun) > u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX) {
+            let reason = format!("{} does not answer after {} s", driver.name(), PATIENCE.as_secs());
+            return Err(Trouble::new(reason, "its log may say why; it is tried again by itself"));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 5 / 4).min(LONGEST_PAUSE);
+    }
+    Ok(())
+}
+
+/// Waits for the end of a process that is not our child.
+async fn wait_for_end(pid: i32) {
+    let Some(pid) = rustix::process::Pid::from_raw(pid) else { return };
+    let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { return };
+    let Ok(fd) = crate::system::watch(fd, Interest::READABLE) else { return };
+    // A pidfd is readable when its process is gone.
+    let _ = fd.readable().await;
+}
+
+fn raw_path(shared: &Shared, server: &str) -> std::path::PathBuf {
+    shared.sandbox.dir.join("logs").join(format!("{server}.raw"))
+}
+
+fn raw_output(shared: &Shared, server: &str) -> io::Result<fs::File> {
+    fs::OpenOptions::new().create(true).append(true).mode(0o600).open(raw_path(shared, server))
+}
+
+/// Copies what a server appends to its file into the log, and empties the file when it was read to the end.
+async fn follow_output(shared: Rc<Shared>, server: &'static str) {
+    const PAUSE: Duration = Duration::from_millis(500);
+    loop {
+        drain_output(&shared, server);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Moves whatever is in a server's output file into its log.
+pub(super) fn drain_output(shared: &Shared, server: &'static str) {
+    let path = raw_path(shared, server);
+    let Ok(about) = fs::metadata(&path) else { return };
+    if about.len() == 0 {
+        return;
+    }
+    let Ok(bytes) = fs::read(&path) else { return };
+    // Lines that arrive between reading and emptying would be lost; the file is appended to, so they are rare and
+    // the window is the time of one system call.
+    if let Ok(file) = fs::OpenOptions::new().write(true).open(&path) {
+        let _ = file.set_len(0);
+    }
+    for line in String::from_utf8_lossy(&bytes).lines() {
+        shared.logs.write(server, logs::level_of(line), line);
+    }
+}
+
+/// What stops a server's main process.
+pub(super) fn stop_signal(server: &str) -> nix::sys::signal::Signal {
+    driver_of(server).map_or(nix::sys::signal::Signal::SIGTERM, |driver| driver.stop_signal())
+}

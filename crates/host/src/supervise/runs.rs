@@ -1,0 +1,177 @@
+//! `envforge run`: commands in a service's environment, with their output kept until the receipt is read.
+
+use super::{
+    events::Event,
+    logs::next_line,
+    process,
+    protocol::{Answer, RunFrame, RunOrder, RunState},
+    runtime::{Runtime, Shared},
+    setup::record_done,
+};
+use crate::system::{
+    cgroup::Group,
+    enter::{As, Entry},
+};
+use envforge_api::{
+    ids::CommandId,
+    states::{CommandState, Trouble},
+};
+use envforge_manifest::Layer;
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+use tokio::io::{AsyncRead, BufReader};
+
+/// One run.
+#[derive(Debug)]
+pub(super) struct Run {
+    title: String,
+    group: Group,
+    cancelled: bool,
+    state: CommandState,
+    exit_code: Option<i32>,
+    reason: Option<String>,
+}
+
+impl Run {
+    pub(super) fn state(&self, id: &CommandId) -> RunState {
+        RunState { id: id.clone(), state: self.state, exit_code: self.exit_code, reason: self.reason.clone() }
+    }
+}
+
+/// Where a run's output is.
+#[must_use]
+pub fn output_path(workspace_dir: &Path, id: &CommandId) -> PathBuf {
+    workspace_dir.join("runs").join(format!("{id}.out"))
+}
+
+impl Runtime {
+    pub(super) fn running_commands(&self) -> Vec<String> {
+        let under_way = self.runs.values().filter(|run| !run.state.is_final());
+        under_way.map(|run| format!("run `{}`", run.title)).collect()
+    }
+
+    pub(super) fn begin_run(&mut self, order: RunOrder) -> Answer {
+        if self.runs.contains_key(&order.id) {
+            return Answer::Accepted;
+        }
+        let group = match self.shared.sandbox.cgroups.runtime_child(&format!("runs/{}", order.id)) {
+            Ok(group) => group,
+            Err(error) => return Answer::Refused { trouble: Trouble::new(error.to_string(), error.hint) },
+        };
+        let title = order.parts.first().map_or_else(String::new, |part| part.title.clone());
+        let run = Run {
+            title,
+            group: group.clone(),
+            cancelled: false,
+            state: CommandState::Running,
+            exit_code: None,
+            reason: None,
+        };
+        self.runs.insert(order.id.clone(), run);
+        let shared = Rc::clone(&self.shared);
+        // Ends with its command; a sleep or a cancellation ends the group, and the command with it.
+        tokio::task::spawn_local(async move {
+            let id = order.id.clone();
+            let (exit_code, reason) = match run_parts(&shared, &order, &group).await {
+                Ok(code) => (Some(code), (code != 0).then(|| format!("ended with status {code}"))),
+                Err(trouble) => (None, Some(trouble.reason)),
+            };
+            let _ = group.remove();
+            shared.tell(Event::RunEnded { id, exit_code, reason });
+        });
+        Answer::Accepted
+    }
+
+    pub(super) fn cancel_run(&mut self, id: &CommandId) {
+        let Some(run) = self.runs.get_mut(id).filter(|run| !run.state.is_final()) else { return };
+        run.cancelled = true;
+        let (group, grace) = (run.group.clone(), self.shared.grace);
+        tokio::task::spawn_local(async move { process::stop(&group, grace).await });
+    }
+
+    pub(super) fn run_ended(&mut self, id: &CommandId, exit_code: Option<i32>, reason: Option<String>) {
+        let Some(run) = self.runs.get_mut(id) else { return };
+        run.exit_code = exit_code;
+        run.state = match (run.cancelled, exit_code) {
+            (true, _) => CommandState::Cancelled,
+            (false, Some(0)) => CommandState::Succeeded,
+            (false, Some(_) | None) => CommandState::Failed,
+        };
+        run.reason = if run.cancelled { Some("cancelled".into()) } else { reason };
+    }
+
+    /// A sleep ends what still runs.
+    pub(super) fn cancel_all_runs(&mut self) {
+        for run in self.runs.values_mut().filter(|run| !run.state.is_final()) {
+            run.cancelled = true;
+        }
+    }
+}
+
+/// Appends frames to a run's file.
+#[derive(Debug)]
+struct Output {
+    file: std::cell::RefCell<fs::File>,
+}
+
+impl Output {
+    fn create(path: &Path) -> std::io::Result<Self> {
+        let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        Ok(Self { file: std::cell::RefCell::new(file) })
+    }
+
+    fn write(&self, frame: &RunFrame) {
+        if let Ok(mut line) = serde_json::to_vec(frame) {
+            line.push(b'\n');
+            // A full disk loses output, not the command's status.
+            let _ = self.file.borrow_mut().write_all(&line);
+        }
+    }
+}
+
+async fn run_parts(shared: &Rc<Shared>, order: &RunOrder, group: &Group) -> Result<i32, Trouble> {
+    let path = output_path(&shared.sandbox.dir, &order.id);
+    let output = Output::create(&path).map_err(|e| {
+        Trouble::new(format!("cannot keep the run's output: {e}"), "look at the free space of the disk")
+    })?;
+    let several = order.parts.len() > 1;
+    let mut code = 0;
+    for part in &order.parts {
+        if several && !part.title.is_empty() {
+            output.write(&RunFrame::Err(format!("== {}\n", part.title)));
+        }
+        let entry = Entry { oom_score_adj: 500, ..Entry::new(&shared.sandbox, As::User, group, &part.directory) };
+        let spawned = process::spawn(&entry, &part.argv, &process::exposed(&part.environment));
+        let mut child = spawned.map_err(|e| Trouble::new(e.to_string(), e.hint))?;
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        let copied = async {
+            tokio::join!(copy(shared, &output, out, RunFrame::Out), copy(shared, &output, err, RunFrame::Err));
+        };
+        let status = process::wait_copied(&mut child, copied).await;
+        code = status.map_or(125, process::exit_code);
+        if code != 0 {
+            break;
+        }
+        if let Some((step, digest)) = &part.records {
+            record_done(&shared.sandbox.dir, Layer::Runtime, step, digest)
+                .map_err(|e| Trouble::new(e.to_string(), e.hint))?;
+        }
+    }
+    process::end(group).await;
+    output.write(&RunFrame::Exit(code));
+    Ok(code)
+}
+
+async fn copy(shared: &Shared, output: &Output, from: Option<impl AsyncRead + Unpin>, frame: fn(String) -> RunFrame) {
+    let Some(from) = from else { return };
+    let mut reader = BufReader::new(from);
+    let mut line = Vec::new();
+    while let Some(text) = next_line(&mut reader, &mut line).await {
+        output.write(&frame(format!("{}\n", shared.logs.clean(&text))));
+    }
+}

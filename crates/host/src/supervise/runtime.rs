@@ -1,0 +1,415 @@
+//! The state of one runtime, and what follows from each event.
+
+use super::{
+    events::Event,
+    idle,
+    logs::Logs,
+    meter::Meter,
+    process,
+    protocol::{Answer, Ask, Ended, RuntimeSpec, Snapshot, VERSION},
+    redact::Redactor,
+    resource::Server,
+    runs::Run,
+    service::Service,
+    setup::Setup,
+};
+use crate::system::{SystemError, boot, cgroup::Limits, files, sandbox::Sandbox};
+use envforge_api::{
+    generation::Generation,
+    host::{Activity, Moment, StartVerdict, StepReport},
+    ids::CommandId,
+    states::{RuntimeState, Stated, Trouble},
+    stream::LogLevel,
+    time::{BootMillis, Timestamp},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::{mpsc::UnboundedSender, watch};
+
+/// What tasks of the supervisor share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) sandbox: Sandbox,
+    pub(super) logs: Logs,
+    pub(super) events: UnboundedSender<Event>,
+    pub(super) grace: Duration,
+    /// The installation's prepared data.
+    pub(super) templates: std::path::PathBuf,
+}
+
+impl Shared {
+    /// Tells the loop. It ends only with the process, so that nothing is lost.
+    pub(super) fn tell(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+}
+
+/// Where the runtime as a whole stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Until every service was healthy once or had its time.
+    Waking,
+    Awake,
+    /// Being stopped, for this reason.
+    Sleeping(String),
+}
+
+/// One runtime.
+#[derive(Debug)]
+pub(super) struct Runtime {
+    pub(super) shared: Rc<Shared>,
+    pub(super) spec: RuntimeSpec,
+    pub(super) generation: Generation,
+    pub(super) phase: Phase,
+    pub(super) since: Timestamp,
+    /// Shown beside `waking` or `awake` when something about the runtime itself is worth telling.
+    pub(super) remark: Option<Trouble>,
+    pub(super) servers: BTreeMap<&'static str, Server>,
+    pub(super) services: Vec<Service>,
+    pub(super) setups: BTreeMap<String, Setup>,
+    pub(super) steps: Vec<StepReport>,
+    pub(super) stopped: BTreeSet<String>,
+    /// Services whose shell-layer set-up ended, with what went wrong.
+    pub(super) released: BTreeMap<String, Option<Trouble>>,
+    pub(super) start: Option<StartVerdict>,
+    pub(super) runs: BTreeMap<CommandId, Run>,
+    pub(super) hold_until: Option<Timestamp>,
+    meter: Meter,
+    metering: bool,
+    judge: Option<idle::Memory>,
+    activity: Activity,
+    published: watch::Sender<Arc<Snapshot>>,
+}
+
+/// Longest pause between two looks at the idle judge; below the five seconds between two readings.
+const SLOWEST_TICK: Duration = Duration::from_secs(4);
+const FASTEST_TICK: Duration = Duration::from_millis(250);
+
+impl Runtime {
+    pub(super) fn new(mut spec: RuntimeSpec, events: UnboundedSender<Event>) -> Result<Self, SystemError> {
+        let doing = |e: io::Error| SystemError::new("open the meter", e);
+        // An earlier supervisor of this instance may have done some of the steps.
+        let done = super::setup::read_done(&spec.sandbox.dir, envforge_manifest::Layer::Runtime);
+        for service in &mut spec.services {
+            service.setup.retain(|step| done.get(&step.name) != Some(&step.digest));
+        }
+        let dir = &spec.sandbox.dir;
+        let group = &spec.sandbox.cgroups.runtime;
+        let meter =
+            Meter::open(dir, &spec.instance, &spec.boot, &spec.sandbox.workspace, spec.size, &spec.trigger, group);
+        let shared = Rc::new(Shared {
+            sandbox: spec.sandbox.clone(),
+            logs: Logs::new(dir.join("logs"), Redactor::new(&spec.secrets)),
+            events,
+            grace: Duration::from_millis(spec.grace_ms),
+            templates: spec.templates.clone(),
+        });
+        let now = Timestamp::now();
+        let services: Vec<Service> = spec.services.iter().map(|s| Service::new(s.clone(), now)).collect();
+        let setups = Setup::all(&spec.services);
+        let wake = Moment { at: now, reason: spec.trigger.clone() };
+        let mut runtime = Self {
+            servers: super::resource::servers(&spec, &shared, now),
+            generation: spec.generation,
+            stopped: spec.stopped.clone(),
+            hold_until: spec.hold_until,
+            phase: Phase::Waking,
+            since: now,
+            remark: None,
+            steps: Vec::new(),
+            released: BTreeMap::new(),
+            start: None,
+            runs: BTreeMap::new(),
+            meter: meter.map_err(doing)?,
+            metering: false,
+            judge: None,
+            activity: Activity { last_wake: Some(wake), ..Activity::default() },
+            published: watch::Sender::new(Arc::new(Snapshot::empty(&spec, now))),
+            services,
+            setups,
+            shared,
+            spec,
+        };
+        runtime.publish();
+        Ok(runtime)
+    }
+
+    /// Deals with what an earlier supervisor of this instance left: services are ended (nobody reads their output),
+    /// resource servers go on.
+    pub(super) async fn take_over(&mut self) -> Result<(), SystemError> {
+        let groups = &self.shared.sandbox.cgroups;
+        let size = self.spec.size;
+        let limits = Limits { cpu_millis: size.cpu_millis(), memory_bytes: size.memory_bytes(), pids: 4096 };
+        groups.runtime.ensure()?;
+        groups.runtime.limit(limits)?;
+        let mut lost = false;
+        for name in ["services", "runs", "setup"] {
+            let group = groups.runtime_child(name)?;
+            if !group.is_empty() {
+                lost = true;
+                process::end(&group).await;
+            }
+        }
+        if lost {
+            let text = "the supervisor ended unexpectedly; its services were started again";
+            self.note(LogLevel::Warn, text);
+            self.remark = Some(Trouble::new(text, "nothing to do: data, files and terminals are as they were"));
+        }
+        Ok(())
+    }
+
+    /// Starts the clock: readings and the idle judge.
+    pub(super) fn begin(&mut self) {
+        self.note(LogLevel::Info, &format!("waking ({})", self.spec.trigger));
+        let shared = Rc::clone(&self.shared);
+        let period = Duration::from_millis(self.spec.sleep_after_ms / 4).clamp(FASTEST_TICK, SLOWEST_TICK);
+        let database = self.servers.get("database").map(Server::context);
+        // Ends with the supervisor. A question to the database that hangs delays the look, never the loop; the
+        // reading is then late, and its seconds are not billed.
+        tokio::task::spawn_local(async move {
+            let mut clock = tokio::time::interval(period);
+            clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            clock.tick().await;
+            loop {
+                clock.tick().await;
+                let work = match &database {
+                    Some(context) => {
+                        let ask = super::resource::work("database", context);
+                        tokio::time::timeout(Duration::from_millis(700), ask).await.unwrap_or_default()
+                    }
+                    None => None,
+                };
+                shared.tell(Event::Tick { database: work });
+            }
+        });
+    }
+
+    pub(super) fn handle(&mut self, event: Event) {
+        match event {
+            Event::ServiceEnded { name, run, status } => self.service_ended(&name, run, status),
+            Event::Checked { name, run, outcome } => self.checked(&name, run, outcome),
+            Event::Due { name, run } => self.service_due(&name, run),
+            Event::ServerReady { server, run } => self.server_ready(server, run),
+            Event::ServerFailed { server, run, trouble } => self.server_failed(server, run, trouble),
+            Event::ServerEnded { server, run } => self.server_ended(server, run),
+            Event::ServerDue { server, run } => self.server_due(server, run),
+            Event::Step { service, step, ended } => self.step(&service, &step, ended),
+            Event::SetupEnded { service, outcome } => self.setup_ended(&service, outcome),
+            Event::RunEnded { id, exit_code, reason } => self.run_ended(&id, exit_code, reason),
+            Event::Tick { database } => self.tick(database),
+            Event::Asked { ask, answer } => {
+                // A daemon that went away asks again after its return.
+                let _ = answer.send(self.asked(ask));
+            }
+            // The loop ends before this is asked.
+            Event::Gone { .. } => {}
+        }
+    }
+
+    fn asked(&mut self, ask: Ask) -> Answer {
+        if let (Phase::Sleeping(_), Ask::Update { .. } | Ask::Run(_)) = (&self.phase, &ask) {
+            let trouble = Trouble::new("the runtime is going to sleep", "wake it again when it is asleep");
+            return Answer::Refused { trouble };
+        }
+        match ask {
+            Ask::Hello { .. } => return Answer::Hello { version: VERSION, instance: self.spec.instance.clone() },
+            Ask::Update { processes, restart, stopped, generation } => {
+                self.generation = self.generation.max(generation);
+                self.update(processes, &restart, stopped);
+            }
+            Ask::Release { services } => self.released.extend(services),
+            Ask::Run(order) => return self.begin_run(order),
+            Ask::CancelRun { id } => self.cancel_run(&id),
+            Ask::Hold { until } => self.hold_until = until,
+            Ask::Sleep { reason } => self.go_to_sleep(reason),
+        }
+        Answer::Accepted
+    }
+
+    /// Starts whatever can be started now.
+    pub(super) fn advance(&mut self) {
+        if matches!(self.phase, Phase::Sleeping(_)) {
+            return;
+        }
+        self.start_servers();
+        self.start_setups();
+        self.start_services();
+        self.judge_start();
+        self.meter_first_process();
+    }
+
+    fn meter_first_process(&mut self) {
+        if !self.metering && !self.shared.sandbox.cgroups.runtime.is_empty() {
+            self.metering = true;
+            self.checkpoint();
+        }
+    }
+
+    fn checkpoint(&mut self) {
+        if let Err(error) = self.meter.checkpoint() {
+            self.note(LogLevel::Error, &format!("a reading could not be written ({}): it is not billed", error.kind()));
+        }
+    }
+
+    /// The runtime is awake when no service is quietly on its way any more: each was healthy, or shows what is wrong
+    /// with it. START_RUNTIME is over when every service was healthy once or has had its time.
+    fn judge_start(&mut self) {
+        if self.start.is_some() {
+            return;
+        }
+        let now = boot::now();
+        let (mut late, mut undecided, mut quiet) = (Vec::new(), false, false);
+        for service in &self.services {
+            if self.stopped.contains(&service.spec.name) || service.was_healthy {
+                continue;
+            }
+            let hopeless = service.is_hopeless(now);
+            undecided |= !hopeless;
+            quiet |= !hopeless && !service.is_in_trouble();
+            late.push(service.spec.name.clone());
+        }
+        if !quiet && self.phase == Phase::Waking {
+            self.phase = Phase::Awake;
+            self.since = Timestamp::now();
+            self.note(LogLevel::Info, "awake");
+        }
+        if !undecided {
+            self.start =
+                Some(if late.is_empty() { StartVerdict::Succeeded } else { StartVerdict::Failed { services: late } });
+        }
+    }
+
+    fn tick(&mut self, database: Option<String>) {
+        if matches!(self.phase, Phase::Sleeping(_)) {
+            return;
+        }
+        if self.metering {
+            self.checkpoint();
+        }
+        let now = Timestamp::now();
+        if self.hold_until.is_some_and(|until| until <= now) {
+            self.hold_until = None;
+        }
+        let mut running = self.running_commands();
+        running.extend(self.steps.iter().filter(|s| !s.state.is_final()).map(|s| format!("setup {}", s.name)));
+        let seen = idle::Observation {
+            at: boot::now(),
+            cpu_micros: self.shared.sandbox.cgroups.runtime.cpu_micros(),
+            running,
+            database,
+            waking: self.start.is_none(),
+            held: self.hold_until.is_some(),
+        };
+        let verdict = idle::judge(self.judge.as_ref(), &seen, self.spec.sleep_after_ms);
+        let wall = |at: BootMillis| {
+            let offset = i64::try_from(at.0).unwrap_or(0) - i64::try_from(seen.at.0).unwrap_or(0);
+            now.checked_add(jiff::SignedDuration::from_millis(offset)).unwrap_or(now)
+        };
+        let idle_since = verdict.memory.idle_since.map(wall);
+        // The same moment read again through the wall clock may differ by a few milliseconds: that is no news.
+        let same_idle = idle_since.is_some() == self.activity.idle_since.is_some();
+        if !same_idle || self.activity.holders != verdict.holders {
+            self.activity.holders.clone_from(&verdict.holders);
+            self.activity.idle_since = idle_since;
+            self.activity.sleeps_at = verdict.sleeps_at.map(wall);
+        }
+        self.judge = Some(verdict.memory);
+        if verdict.sleep {
+            self.go_to_sleep("idle".into());
+        }
+    }
+
+    /// The last reading, the word for a daemon that was away, and the end.
+    pub(super) fn finish(&mut self, reason: &str) -> Result<(), SystemError> {
+        if self.metering {
+            self.meter.end(reason).map_err(|e| SystemError::new("write the last reading", e))?;
+        }
+        self.note(LogLevel::Info, &format!("asleep ({reason})"));
+        let sleep = Moment { at: Timestamp::now(), reason: reason.to_owned() };
+        self.activity = Activity {
+            last_wake: self.activity.last_wake.clone(),
+            last_sleep: Some(sleep.clone()),
+            ..Activity::default()
+        };
+        self.mark_stopped();
+        self.servers_stopped();
+        let mut snapshot = self.snapshot();
+        snapshot.runtime =
+            Stated { state: RuntimeState::Asleep, since: sleep.at, reason: Some(reason.to_owned()), hint: None };
+        let ended = Ended {
+            instance: self.spec.instance.clone(),
+            generation: self.generation,
+            sleep,
+            snapshot: Box::new(snapshot),
+        };
+        let bytes = serde_json::to_vec(&ended)
+            .map_err(|e| SystemError::new("describe the end", io::Error::new(io::ErrorKind::InvalidData, e)))?;
+        files::write_durably(&self.shared.sandbox.dir.join("state").join("ended.json"), &bytes, 0o600)?;
+        // The end of this socket is what tells the daemon.
+        let _ = std::fs::remove_file(self.shared.sandbox.supervisor_socket());
+        Ok(())
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let state = match &self.phase {
+            Phase::Waking => RuntimeState::Waking,
+            Phase::Awake => RuntimeState::Awake,
+            Phase::Sleeping(_) => RuntimeState::Sleeping,
+        };
+        let reason = match &self.phase {
+            Phase::Sleeping(reason) => Some(reason.clone()),
+            Phase::Waking | Phase::Awake => self.remark.as_ref().map(|r| r.reason.clone()),
+        };
+        let hint = self.remark.as_ref().map(|r| r.hint.clone()).filter(|_| !matches!(self.phase, Phase::Sleeping(_)));
+        Snapshot {
+            instance: self.spec.instance.clone(),
+            generation: self.generation,
+            runtime: Stated { state, since: self.since, reason, hint },
+            services: self.services.iter().map(|s| s.report(&self.shared.logs)).collect(),
+            digests: self.services.iter().map(|s| (s.spec.name.clone(), s.spec.digest.clone())).collect(),
+            resources: self.resource_reports(),
+            steps: self.steps.clone(),
+            start: self.start.clone(),
+            activity: self.activity.clone(),
+            runs: self.runs.iter().map(|(id, run)| run.state(id)).collect(),
+        }
+    }
+
+    /// Tells everyone who listens, if anything changed.
+    pub(super) fn publish(&mut self) {
+        let snapshot = self.snapshot();
+        self.published.send_if_modified(|known| {
+            let differs = **known != snapshot;
+            if differs {
+                *known = Arc::new(snapshot);
+            }
+            differs
+        });
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.published.subscribe()
+    }
+}
+
+impl Snapshot {
+    fn empty(spec: &RuntimeSpec, now: Timestamp) -> Self {
+        Self {
+            instance: spec.instance.clone(),
+            generation: spec.generation,
+            runtime: Stated::plain(RuntimeState::Waking, now),
+            services: Vec::new(),
+            digests: BTreeMap::new(),
+            resources: Vec::new(),
+            steps: Vec::new(),
+            start: None,
+            activity: Activity::default(),
+            runs: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Going to sleep: services first, then resource servers each its own way, then whatever is left.
+
+use super::{
+    events::Event,
+    process, resource,
+    runtime::{Phase, Runtime},
+};
+use envforge_api::{stream::LogLevel, time::Timestamp};
+use std::{rc::Rc, time::Duration};
+
+/// How long a resource server may take to write down what it holds before it is killed.
+const SERVER_GRACE: Duration = Duration::from_secs(30);
+
+impl Runtime {
+    /// Begins to stop everything; [`Event::Gone`] comes when nothing is left. Asking again changes nothing.
+    pub(super) fn go_to_sleep(&mut self, reason: String) {
+        if matches!(self.phase, Phase::Sleeping(_)) {
+            return;
+        }
+        self.note(LogLevel::Info, &format!("going to sleep ({reason})"));
+        self.phase = Phase::Sleeping(reason.clone());
+        self.since = Timestamp::now();
+        self.mark_stopping();
+        self.cancel_all_runs();
+        self.retire_servers();
+        let shared = Rc::clone(&self.shared);
+        let servers: Vec<&'static str> = self.servers.keys().copied().collect();
+        // Nothing can cancel it: a runtime that began to sleep is asleep afterwards.
+        tokio::task::spawn_local(async move {
+            let groups = &shared.sandbox.cgroups;
+            let stop = |name: &'static str| {
+                let (group, grace) = (groups.runtime_child(name), shared.grace);
+                async move {
+                    if let Ok(group) = group {
+                        process::stop(&group, grace).await;
+                    }
+                }
+            };
+            tokio::join!(stop("services"), stop("runs"), stop("setup"));
+            let ends = servers.iter().map(|server| stop_server(&shared, server));
+            futures_util::future::join_all(ends).await;
+            process::end(&groups.runtime).await;
+            for server in &servers {
+                resource::drain_output(&shared, server);
+            }
+            shared.tell(Event::Gone { reason });
+        });
+    }
+}
+
+async fn stop_server(shared: &super::runtime::Shared, server: &'static str) {
+    let Ok(group) = resource::group_of(shared, server) else { return };
+    let signal = resource::stop_signal(server);
+    if let Some(pid) = group.main_pid() {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+        if tokio::time::timeout(SERVER_GRACE, group.wait_empty()).await.is_ok() {
+            return;
+        }
+    }
+    process::end(&group).await;
+}

@@ -1,0 +1,358 @@
+//! Control groups of one workspace: `<base>/w<index>/{shell,runtime/{services/<name>,resources/<kind>,runs/<id>}}`.
+//!
+//! Membership, kill, freeze and CPU time come from cgroup v2; limits come from v2 or v1, whichever has the
+//! controller. Where neither can be used (no root), every operation succeeds without effect and [`limits_available`]
+//! says so.
+
+use super::{
+    Result, SystemError,
+    installation::{Installation, Isolation},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs, io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
+use tokio::io::Interest;
+
+/// One group: all hierarchies' directories of the same path.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Directory in the v2 hierarchy; absent without cgroups.
+    pub v2: Option<PathBuf>,
+    /// Directories in v1 hierarchies that carry limits.
+    pub v1: Vec<PathBuf>,
+}
+
+/// Limits of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Thousandths of a CPU.
+    pub cpu_millis: u64,
+    /// Octets.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// What a workspace's shell layer may use whatever its size: it is never metered, so it is bounded.
+pub const SHELL_LIMITS: Limits = Limits { cpu_millis: 2000, memory_bytes: 4 << 30, pids: 2048 };
+
+/// The groups of one workspace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroups {
+    /// tmux, shells, editors, agents, shell-layer steps.
+    pub shell: Group,
+    /// Parent of everything metered.
+    pub runtime: Group,
+}
+
+/// Where the machine mounts its hierarchies.
+#[derive(Debug, Default)]
+struct Mounts {
+    v2: Option<PathBuf>,
+    /// Mount points of the v1 controllers cpu, memory and pids.
+    v1: Vec<PathBuf>,
+}
+
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+static MOUNTS: LazyLock<Mounts> = LazyLock::new(|| {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut found = Mounts::default();
+    for line in text.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some(at) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
+        let mut right = right.split(' ');
+        match (right.next(), right.nth(1)) {
+            (Some("cgroup2"), _) if found.v2.is_none() => found.v2 = Some(at),
+            (Some("cgroup"), Some(options))
+                if options.split(',').any(|o| CONTROLLERS.contains(&o)) && !found.v1.contains(&at) =>
+            {
+                found.v1.push(at);
+            }
+            (_, _) => {}
+        }
+    }
+    found
+});
+
+/// Whether CPU and memory limits can be set on this machine.
+#[must_use]
+pub fn limits_available() -> bool {
+    let in_v2 = MOUNTS.v2.as_ref().and_then(|at| fs::read_to_string(at.join("cgroup.controllers")).ok());
+    let in_v2 = in_v2.is_some_and(|text| text.split_ascii_whitespace().any(|c| c == "memory"));
+    rustix::process::geteuid().is_root() && (in_v2 || MOUNTS.v1.iter().any(|at| at.ends_with("memory")))
+}
+
+fn base_name(installation: &Installation) -> String {
+    format!("envforge-{}", installation.id)
+}
+
+fn make(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|e| SystemError::new("make a control group", e))
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    fs::write(path, text)
+}
+
+/// A group of the installation's own, outside every workspace (such as the control plane's PostgreSQL).
+///
+/// # Errors
+/// When it cannot be made.
+pub fn ensure_own(installation: &Installation, name: &str) -> Result<Group> {
+    match (&MOUNTS.v2, installation.isolation) {
+        (Some(v2), Isolation::Full) => {
+            let at = v2.join(base_name(installation)).join(name);
+            make(&at)?;
+            Ok(Group { v2: Some(at), v1: Vec::new() })
+        }
+        (_, _) => Ok(Group::default()),
+    }
+}
+
+/// Removes every group of the installation; no process may be left in them.
+///
+/// # Errors
+/// When one is.
+pub fn remove_all(installation: &Installation) -> Result<()> {
+    let name = base_name(installation);
+    MOUNTS.v2.iter().chain(&MOUNTS.v1).try_for_each(|at| remove_tree(&at.join(&name)))
+}
+
+impl Cgroups {
+    /// Where the groups of workspace `index` are, whether they exist or not.
+    #[must_use]
+    pub fn of(installation: &Installation, index: u32) -> Self {
+        if installation.isolation != Isolation::Full {
+            return Self::default();
+        }
+        let base = PathBuf::from(base_name(installation)).join(format!("w{index}"));
+        let group = |name: &str| Group {
+            v2: MOUNTS.v2.as_ref().map(|at| at.join(&base).join(name)),
+            v1: MOUNTS.v1.iter().map(|at| at.join(&base).join(name)).collect(),
+        };
+        Self { shell: group("shell"), runtime: group("runtime") }
+    }
+
+    /// Makes both groups and sets the shell's fixed limits.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn ensure(installation: &Installation, index: u32) -> Result<Self> {
+        let groups = Self::of(installation, index);
+        for group in [&groups.shell, &groups.runtime] {
+            group.ensure()?;
+        }
+        if let (Some(mount), Some(shell)) = (&MOUNTS.v2, &groups.shell.v2) {
+            enable_controllers(mount, shell.parent().unwrap_or(shell));
+        }
+        groups.shell.limit(SHELL_LIMITS)?;
+        Ok(groups)
+    }
+
+    /// A group below `runtime`, made if missing: `services/web`, `resources/database`, `runs/cmd_…`.
+    /// Limits are those of `runtime`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn runtime_child(&self, path: &str) -> Result<Group> {
+        let group = Group { v2: self.runtime.v2.as_ref().map(|at| at.join(path)), v1: self.runtime.v1.clone() };
+        group.ensure()?;
+        Ok(group)
+    }
+
+    /// Removes all groups of the workspace; processes in them are killed first.
+    ///
+    /// # Errors
+    /// When a process cannot be killed.
+    pub async fn remove(&self) -> Result<()> {
+        for group in [&self.runtime, &self.shell] {
+            group.kill()?;
+            group.wait_empty().await?;
+            group.remove()?;
+        }
+        for at in self.shell.v2.iter().chain(&self.shell.v1) {
+            if let Some(parent) = at.parent() {
+                let _ = fs::remove_dir(parent);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands the controllers that v2 has down to the children of every group from `mount` to `last`.
+fn enable_controllers(mount: &Path, last: &Path) {
+    let available = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+    let wanted: Vec<String> =
+        available.split_ascii_whitespace().filter(|c| CONTROLLERS.contains(c)).map(|c| format!("+{c}")).collect();
+    if wanted.is_empty() {
+        return;
+    }
+    let mut chain: Vec<&Path> = last.ancestors().take_while(|at| at.starts_with(mount)).collect();
+    chain.reverse();
+    for at in chain {
+        // A parent may be managed by someone else (a container); limits are then left out, which `doctor` shows.
+        let _ = write(&at.join("cgroup.subtree_control"), &wanted.join(" "));
+    }
+}
+
+impl Group {
+    /// Makes the directories.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn ensure(&self) -> Result<()> {
+        self.v2.iter().chain(&self.v1).try_for_each(|at| make(at))
+    }
+
+    /// Puts a process into the group. `envforge enter` does it itself, a moment after it was started; whoever may have
+    /// to kill the group before that moment calls this too.
+    pub fn join(&self, pid: u32) {
+        for file in self.membership_files() {
+            // One that ended already needs no group.
+            let _ = write(&file, &pid.to_string());
+        }
+    }
+
+    /// Files to write a pid to, in order to join.
+    pub fn membership_files(&self) -> impl Iterator<Item = PathBuf> {
+        self.v2.iter().chain(&self.v1).map(|at| at.join("cgroup.procs"))
+    }
+
+    /// Sets limits; what the machine cannot limit is left out.
+    ///
+    /// # Errors
+    /// When a limit exists but is refused.
+    pub fn limit(&self, limits: Limits) -> Result<()> {
+        const PERIOD: u64 = 100_000;
+        let quota = limits.cpu_millis * PERIOD / 1000;
+        let settings = [
+            ("cpu.max", format!("{quota} {PERIOD}")),
+            ("memory.max", limits.memory_bytes.to_string()),
+            ("cpu.cfs_period_us", PERIOD.to_string()),
+            ("cpu.cfs_quota_us", quota.to_string()),
+            ("memory.limit_in_bytes", limits.memory_bytes.to_string()),
+            ("pids.max", limits.pids.to_string()),
+        ];
+        for at in self.v2.iter().chain(&self.v1) {
+            for (file, value) in &settings {
+                match write(&at.join(file), value) {
+                    Err(error)
+                        if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) =>
+                    {
+                        return Err(SystemError::new(format!("set {file}"), error));
+                    }
+                    Ok(()) | Err(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills every process in the group and below (`cgroup.kill`).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(&self) -> Result<()> {
+        match self.v2.as_ref().map(|at| write(&at.join("cgroup.kill"), "1")) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                Err(SystemError::new("kill a control group", error))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Processes in the group and below.
+    #[must_use]
+    pub fn pids(&self) -> Vec<i32> {
+        let mut found = Vec::new();
+        let mut left: Vec<PathBuf> = self.v2.iter().cloned().collect();
+        while let Some(at) = left.pop() {
+            let text = fs::read_to_string(at.join("cgroup.procs")).unwrap_or_default();
+            found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+            let Ok(entries) = fs::read_dir(&at) else { continue };
+            left.extend(entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+        }
+        found
+    }
+
+    /// The process in the group that no other process of the group started: a server's main process.
+    #[must_use]
+    pub fn main_pid(&self) -> Option<i32> {
+        let pids = self.pids();
+        pids.iter().copied().find(|pid| parent_of(*pid).is_some_and(|parent| !pids.contains(&parent)))
+    }
+
+    /// CPU time used by the group and below, in microseconds; 0 where the machine does not say.
+    #[must_use]
+    pub fn cpu_micros(&self) -> u64 {
+        let Some(at) = &self.v2 else { return 0 };
+        let text = fs::read_to_string(at.join("cpu.stat")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
+        line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether no process is left. A group that does not exist is empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Some(at) = &self.v2 else { return true };
+        match fs::read_to_string(at.join("cgroup.events")) {
+            Ok(text) => !text.lines().any(|line| line == "populated 1"),
+            Err(_) => true,
+        }
+    }
+
+    /// Resolves when no process is left in the group and below (an event of the kernel, no polling).
+    ///
+    /// # Errors
+    /// When the kernel gives no events.
+    pub async fn wait_empty(&self) -> Result<()> {
+        let Some(at) = &self.v2 else { return Ok(()) };
+        let doing = |e| SystemError::new("wait for a control group to become empty", e);
+        let file = match fs::File::open(at.join("cgroup.events")) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(doing(error)),
+        };
+        let events = super::watch(file.into(), Interest::PRIORITY).map_err(doing)?;
+        loop {
+            // Reading arms the event; a change after the read is then an event.
+            let mut text = [0_u8; 256];
+            let read = rustix::io::pread(events.get_ref().as_fd(), &mut text, 0).map_err(|e| doing(e.into()))?;
+            if !String::from_utf8_lossy(&text[..read]).lines().any(|line| line == "populated 1") {
+                return Ok(());
+            }
+            let mut ready = events.ready(Interest::PRIORITY).await.map_err(doing)?;
+            ready.clear_ready();
+        }
+    }
+
+    /// Removes the group and everything below; must be empty of processes.
+    ///
+    /// # Errors
+    /// When a process is still in it.
+    pub fn remove(&self) -> Result<()> {
+        self.v2.iter().chain(&self.v1).try_for_each(|at| remove_tree(at))
+    }
+}
+
+fn remove_tree(at: &Path) -> Result<()> {
+    if let Ok(entries) = fs::read_dir(at) {
+        for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(at) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SystemError::new("remove a control group", error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}

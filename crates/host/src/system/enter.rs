@@ -1,0 +1,266 @@
+//! The one way into a workspace: `envforge enter`, a small single-threaded re-exec.
+//!
+//! Order: control groups, oom score, namespaces, terminal, groups and ids, working directory, signal mask and
+//! dispositions, close every descriptor above 2, exec with exactly the environment it was started with.
+
+use super::{Result, SystemError, accounts::Account, cgroup::Group, sandbox, sandbox::Sandbox};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask},
+    unistd::{Gid, Uid},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    fs, io,
+    path::PathBuf,
+    process::{ExitCode, Stdio},
+    sync::OnceLock,
+};
+
+/// Who a process inside a workspace is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum As {
+    /// The workspace's user.
+    User,
+    /// The workspace's resource user.
+    Resource,
+}
+
+/// One process to be started inside a workspace. Holds no secret: it travels in the process arguments of
+/// `envforge enter` until exec replaces them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Namespace files.
+    pub pins: Vec<PathBuf>,
+    /// Group it joins.
+    pub group: Group,
+    /// Identity.
+    pub account: Account,
+    /// Working directory inside; falls back to `/workspace` when missing.
+    pub directory: PathBuf,
+    /// Written to the process's oom_score_adj (services: 500).
+    pub oom_score_adj: i32,
+    /// Make standard input the controlling terminal.
+    pub terminal: bool,
+}
+
+/// Exit status when a process could not be put into its workspace (the convention of `env` and `chroot`).
+pub const CANNOT_ENTER: u8 = 125;
+
+impl Entry {
+    /// An entry into `sandbox` as `who`, in `group`, at `directory` (inside).
+    #[must_use]
+    pub fn new(sandbox: &Sandbox, who: As, group: &Group, directory: impl Into<PathBuf>) -> Self {
+        let account = match who {
+            As::User => &sandbox.accounts.user,
+            As::Resource => &sandbox.accounts.resource,
+        };
+        Self {
+            pins: sandbox.pins.clone(),
+            group: group.clone(),
+            account: account.clone(),
+            directory: directory.into(),
+            oom_score_adj: 0,
+            terminal: false,
+        }
+    }
+
+    /// The command that starts `argv` there with exactly `env` (secrets may be in `env`, never in `argv`).
+    /// Standard streams are the caller's to set; they default to null.
+    ///
+    /// # Errors
+    /// When the running binary cannot be found.
+    pub fn command<'a>(
+        &self,
+        argv: &[String],
+        env: impl IntoIterator<Item = (&'a String, &'a String)>,
+    ) -> Result<tokio::process::Command> {
+        let entry = serde_json::to_string(self)
+            .map_err(|e| SystemError::new("describe an entry", io::Error::new(io::ErrorKind::InvalidData, e)))?;
+        let mut command = tokio::process::Command::new(own_binary()?);
+        command
+            .args(["enter", "run", &entry, "--"])
+            .args(argv)
+            .env_clear()
+            .envs(env)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Ok(command)
+    }
+}
+
+/// `envforge enter run <entry-json> -- argv…` and `envforge enter make <plan-json>`: never returns on success of the
+/// first. Called by the binary's thin main before any thread exists.
+#[must_use]
+pub fn main(args: &[String]) -> ExitCode {
+    let failed = match args.split_first() {
+        Some((mode, rest)) if mode == "run" => match rest {
+            [entry, dashes, argv @ ..] if dashes == "--" && !argv.is_empty() => run(entry, argv),
+            _ => Err(usage()),
+        },
+        Some((mode, [plan])) if mode == "make" => return sandbox::make::main(plan),
+        Some(_) | None => Err(usage()),
+    };
+    match failed {
+        Ok(never) => match never {},
+        Err((code, error)) => {
+            complain(&error);
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Standard error is whatever the caller gave: the log of the service, the terminal of the person.
+pub(crate) fn complain(error: &SystemError) {
+    use std::io::Write;
+    let _ = writeln!(io::stderr(), "envforge: {error}");
+}
+
+fn usage() -> (u8, SystemError) {
+    let source = io::Error::new(io::ErrorKind::InvalidInput, "this command is for EnvForge itself");
+    (2, SystemError::new("enter a workspace", source))
+}
+
+fn run(entry: &str, argv: &[String]) -> Result<std::convert::Infallible, (u8, SystemError)> {
+    let entry: Entry = serde_json::from_str(entry).map_err(|_| usage())?;
+    let name = argv.first().cloned().unwrap_or_default();
+    enter(&entry).map_err(|e| (CANNOT_ENTER, e))?;
+    let words: std::result::Result<Vec<CString>, _> = argv.iter().map(|word| CString::new(word.as_str())).collect();
+    let words = words.map_err(|_| usage())?;
+    let error = match nix::unistd::execvp(&words[0], &words) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    // The statuses a shell gives: not found, not executable.
+    let code = if error == nix::errno::Errno::ENOENT { 127 } else { 126 };
+    Err((code, SystemError::new(format!("run {name}"), error.into())))
+}
+
+fn enter(entry: &Entry) -> Result<()> {
+    let failed = |doing: &str, error: nix::errno::Errno| SystemError::new(doing, error.into());
+    for file in entry.group.membership_files() {
+        fs::write(&file, "0").map_err(|e| SystemError::new("join the workspace's control group", e))?;
+    }
+    if entry.oom_score_adj > 0 {
+        // Refused on some machines (containers); the service is then only less likely to be chosen first.
+        let _ = fs::write("/proc/self/oom_score_adj", entry.oom_score_adj.to_string());
+    }
+    let pins: Result<Vec<fs::File>> = entry
+        .pins
+        .iter()
+        .map(|pin| fs::File::open(pin).map_err(|e| SystemError::new("open the workspace's namespaces", e)))
+        .collect();
+    for pin in pins? {
+        setns(&pin, CloneFlags::empty()).map_err(|e| failed("enter the workspace's namespaces", e))?;
+    }
+    if entry.terminal {
+        nix::unistd::setsid().map_err(|e| failed("lead a session", e))?;
+        rustix::process::ioctl_tiocsctty(io::stdin()).map_err(|e| SystemError::new("take the terminal", e.into()))?;
+    } else {
+        // A group leader cannot lead a session; it then is one already.
+        let _ = nix::unistd::setsid();
+    }
+    if rustix::process::geteuid().is_root() && entry.account.uid != 0 {
+        let (uid, gid) = (Uid::from_raw(entry.account.uid), Gid::from_raw(entry.account.gid));
+        nix::unistd::setgroups(&[gid]).map_err(|e| failed("set the groups", e))?;
+        nix::unistd::setresgid(gid, gid, gid).map_err(|e| failed("set the group", e))?;
+        nix::unistd::setresuid(uid, uid, uid).map_err(|e| failed("set the user", e))?;
+    }
+    if std::env::set_current_dir(&entry.directory).is_err() {
+        std::env::set_current_dir(sandbox::WORKSPACE)
+            .map_err(|e| SystemError::new("go to the workspace's directory", e))?;
+    }
+    default_signals().map_err(|e| failed("reset the signals", e))?;
+    close_descriptors();
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    Ok(())
+}
+
+/// The runtime of Rust ignores SIGPIPE and a daemon may block signals: a program expects neither.
+fn default_signals() -> nix::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for signal in Signal::iterator() {
+        if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+            #[allow(unsafe_code)]
+            // SAFETY: the default disposition runs no code of ours, and this process has one thread.
+            unsafe {
+                sigaction(signal, &default)?;
+            }
+        }
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+}
+
+fn close_descriptors() {
+    #[allow(unsafe_code)]
+    // SAFETY: close_range is called with constants; no value in this process owns a descriptor that is used later.
+    unsafe {
+        nix::libc::syscall(nix::libc::SYS_close_range, 3_u32, u32::MAX, 0_u32);
+    }
+}
+
+/// What a shell, step, service or server inside gets besides its own variables: HOME, USER, LOGNAME, SHELL, PATH,
+/// LANG, TMPDIR, XDG_RUNTIME_DIR.
+#[must_use]
+pub fn base_environment(account: &Account) -> BTreeMap<String, String> {
+    let pairs = [
+        ("HOME", sandbox::HOME.to_owned()),
+        ("USER", account.name.clone()),
+        ("LOGNAME", account.name.clone()),
+        ("SHELL", "/bin/bash".to_owned()),
+        ("PATH", search_path()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("TMPDIR", "/tmp".to_owned()),
+        ("XDG_RUNTIME_DIR", format!("/run/user/{}", account.uid)),
+    ];
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Tools of the host that a shell should find although they are not in a standard directory.
+const HOST_TOOLS: [&str; 8] = ["claude", "codex", "code", "nvim", "emacs", "hx", "node", "cargo"];
+
+/// PATH inside: the workspace's own programs, the system's, and those directories of the host's PATH that hold an
+/// agent, an editor or a language that any user may run.
+fn search_path() -> String {
+    static PATH: OnceLock<String> = OnceLock::new();
+    let own = format!("{}/.local/bin", sandbox::HOME);
+    let standard = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+    PATH.get_or_init(|| {
+        let mut all: Vec<String> = vec![own];
+        all.extend(standard.iter().map(|s| (*s).to_owned()));
+        let of_host = std::env::var_os("PATH").unwrap_or_default();
+        for dir in std::env::split_paths(&of_host) {
+            let text = dir.to_string_lossy().into_owned();
+            if !all.contains(&text) && HOST_TOOLS.iter().any(|tool| dir.join(tool).exists()) && open_to_all(&dir) {
+                all.push(text);
+            }
+        }
+        all.push(sandbox::BIN.to_owned());
+        all.join(":")
+    })
+    .clone()
+}
+
+/// Whether every user may pass through the directory and all of its parents.
+#[must_use]
+pub fn open_to_all(dir: &std::path::Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    dir.is_absolute() && dir.ancestors().all(|at| fs::metadata(at).is_ok_and(|m| m.permissions().mode() & 0o001 != 0))
+}
+
+/// Path of the running binary, for re-exec. An upgrade that replaces the file is followed: the new one is used.
+///
+/// # Errors
+/// When `/proc` does not say.
+pub fn own_binary() -> Result<PathBuf> {
+    static OWN: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(known) = OWN.get() {
+        return Ok(known.clone());
+    }
+    let found = std::env::current_exe().map_err(|e| SystemError::new("find the running program", e))?;
+    Ok(OWN.get_or_init(|| found).clone())
+}

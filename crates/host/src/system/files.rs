@@ -1,0 +1,242 @@
+//! Files: durable writes of what the host must not lose, and access to trees that a hostile user writes to.
+//!
+//! Everything in a workspace's `files` belongs to its user, who may put a link or a fifo anywhere at any moment. Root
+//! therefore opens nothing there by path: [`Beneath`] resolves with `openat2` below a directory descriptor and
+//! follows no symbolic link.
+
+use super::{Result, SystemError, accounts::Account};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use std::{
+    fs,
+    io::{self, Read, Write},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+/// Makes a directory (and its parents, 0755) with exactly these permissions, owned by the caller.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn ensure_dir(path: &Path, mode: u32) -> Result<()> {
+    let doing = |e| SystemError::new(format!("make the directory {}", path.display()), e);
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(doing)?;
+    }
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        other => other.map_err(doing)?,
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(doing)
+}
+
+/// Makes a directory that belongs to an account.
+///
+/// # Errors
+/// When it cannot be made or given away.
+pub fn ensure_dir_for(path: &Path, mode: u32, owner: &Account) -> Result<()> {
+    ensure_dir(path, mode)?;
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))
+            .map_err(|e| SystemError::new(format!("give {} away", path.display()), e))?;
+    }
+    Ok(())
+}
+
+/// Writes a file so that it is whole or as before, whatever is killed when: beside it, synced, renamed, directory synced.
+///
+/// # Errors
+/// When the disk refuses; the old content is then still there.
+pub fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let beside = path.with_file_name(name);
+    let write = || -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&beside)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&beside, path)?;
+        if let Some(parent) = path.parent() {
+            fs::File::open(parent)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().map_err(|e| {
+        SystemError::new(format!("write {}", path.display()), e)
+            .with_hint("look at the free space of the file system (`df`); nothing was changed")
+    })
+}
+
+/// Writes a file as a whole without waiting for the disk: for what can be made again.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let beside = path.with_file_name(name);
+    let write = || -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&beside)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(|e| SystemError::new(format!("write {}", path.display()), e))
+}
+
+/// A directory below which a user may do what they like, and through which nothing outside can be reached.
+#[derive(Debug)]
+pub struct Beneath {
+    root: OwnedFd,
+    path: PathBuf,
+}
+
+/// What may be opened beneath an untrusted root.
+const SAFE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+impl Beneath {
+    /// Opens the root itself, which the user cannot replace (its parent is root's).
+    ///
+    /// # Errors
+    /// When it is no directory.
+    pub fn open(root: &Path) -> Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(root, flags, Mode::empty())
+            .map_err(|e| SystemError::new(format!("open {}", root.display()), e.into()))?;
+        Ok(Self { root: fd, path: root.to_owned() })
+    }
+
+    fn failed(&self, doing: &str, path: &Path, error: rustix::io::Errno) -> SystemError {
+        let shown = self.path.file_name().map(PathBuf::from).unwrap_or_default().join(path);
+        let system = SystemError::new(format!("{doing} {}", shown.display()), error.into());
+        if error == rustix::io::Errno::LOOP {
+            return system.with_hint("a symbolic link is in the path: EnvForge follows none in a workspace");
+        }
+        system
+    }
+
+    /// Reads a regular file of at most `limit` octets.
+    ///
+    /// # Errors
+    /// When it is missing, no regular file, behind a link, or larger.
+    pub fn read(&self, path: &Path, limit: u64) -> Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = rustix::fs::openat2(&self.root, path, flags, Mode::empty(), SAFE)
+            .map_err(|e| self.failed("read", path, e))?;
+        let file = fs::File::from(fd);
+        let wrong = |what: &str| {
+            let shown = self.path.file_name().map(PathBuf::from).unwrap_or_default().join(path);
+            SystemError::new(format!("read {}", shown.display()), io::Error::other(what.to_owned()))
+        };
+        let about = file.metadata().map_err(|e| SystemError::new("read a file", e))?;
+        if !about.is_file() {
+            return Err(wrong("it is no regular file"));
+        }
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| wrong(&e.to_string()))?;
+        if bytes.len() as u64 > limit {
+            return Err(wrong(&format!("it is larger than {limit} octets")));
+        }
+        Ok(bytes)
+    }
+
+    /// Whether a directory is there (not behind a link).
+    #[must_use]
+    pub fn is_dir(&self, path: &Path) -> bool {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), SAFE).is_ok()
+    }
+
+    /// Makes a directory owned by an account if nothing is there.
+    ///
+    /// # Errors
+    /// When something else is in the way.
+    pub fn ensure_dir(&self, path: &Path, mode: u32, owner: &Account) -> Result<()> {
+        let (parent, name) = self.parent(path)?;
+        match rustix::fs::mkdirat(&parent, &name, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(self.failed("make", path, error)),
+        }
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat2(&parent, &name, flags, Mode::empty(), SAFE)
+            .map_err(|e| self.failed("make", path, e))?;
+        self.give(&fd, path, owner)
+    }
+
+    /// Writes a file owned by an account, as a whole: beside it, then renamed over whatever was there (a link is
+    /// replaced, never followed).
+    ///
+    /// # Errors
+    /// When the directory is not a real one or the disk refuses.
+    pub fn write(&self, path: &Path, bytes: &[u8], mode: u32, owner: &Account) -> Result<()> {
+        let (parent, name) = self.parent(path)?;
+        let mut raw = [0_u8; 6];
+        rand::fill(&mut raw);
+        let beside = format!(".{}.{}", name.display(), data_encoding::HEXLOWER.encode(&raw));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat2(&parent, &*beside, flags, Mode::from_raw_mode(mode), SAFE)
+            .map_err(|e| self.failed("write", path, e))?;
+        self.give(&fd, path, owner)?;
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode)).map_err(|e| self.failed("write", path, e))?;
+        let written = fs::File::from(fd).write_all(bytes);
+        if let Err(error) = written {
+            let _ = rustix::fs::unlinkat(&parent, &*beside, rustix::fs::AtFlags::empty());
+            return Err(SystemError::new(format!("write {}", path.display()), error)
+                .with_hint("look at the free space of the file system (`df`)"));
+        }
+        rustix::fs::renameat(&parent, &*beside, &parent, &name).map_err(|e| self.failed("write", path, e))
+    }
+
+    fn give(&self, fd: &OwnedFd, path: &Path, owner: &Account) -> Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
+        rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(|e| self.failed("give away", path, e))
+    }
+
+    fn parent(&self, path: &Path) -> Result<(OwnedFd, PathBuf)> {
+        let invalid = || self.failed("open", path, rustix::io::Errno::INVAL);
+        let name = PathBuf::from(path.file_name().ok_or_else(invalid)?);
+        let parent = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            Some(_) | None => Path::new("."),
+        };
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat2(&self.root, parent, flags, Mode::empty(), SAFE)
+            .map_err(|e| self.failed("open", parent, e))?;
+        Ok((fd, name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::system::accounts;
+
+    #[test]
+    fn links_and_special_files_in_a_users_tree_are_never_followed_or_opened() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "secret").expect("write");
+        let root = dir.path().join("files");
+        fs::create_dir(&root).expect("mkdir");
+        std::os::unix::fs::symlink(&outside, root.join("link")).expect("link");
+        std::os::unix::fs::symlink("/etc", root.join("etc")).expect("link");
+        nix::unistd::mkfifo(&root.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+        let beneath = Beneath::open(&root).expect("open");
+        for bad in ["link", "etc/passwd", "../outside", "/etc/passwd", "fifo", "missing"] {
+            assert!(beneath.read(Path::new(bad), 100).is_err(), "{bad}");
+        }
+        let own = accounts::own();
+        assert!(beneath.write(Path::new("etc/passwd"), b"x", 0o600, &own).is_err());
+        // A link in the place of the file is replaced; what it pointed to is untouched.
+        beneath.write(Path::new("link"), b"mine", 0o600, &own).expect("write");
+        assert_eq!(fs::read_to_string(&outside).expect("read"), "secret");
+        assert_eq!(beneath.read(Path::new("link"), 100).expect("read"), b"mine");
+        assert!(beneath.read(Path::new("link"), 3).is_err(), "larger than the limit");
+    }
+}

@@ -1,0 +1,61 @@
+//! The only place that touches the kernel.
+
+pub mod accounts;
+pub mod boot;
+pub mod cgroup;
+pub mod enter;
+pub mod files;
+pub mod installation;
+pub mod pty;
+pub mod sandbox;
+
+use std::{fmt, io};
+
+/// A system operation that failed: what was being done, on what, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub struct SystemError {
+    /// What was being done, such as `create the cgroup`.
+    pub doing: String,
+    /// What a person can do; empty if nothing.
+    pub hint: String,
+    /// The kernel's or program's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+impl fmt::Display for SystemError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: {}", self.doing, self.source)
+    }
+}
+
+impl SystemError {
+    /// An error with what was being done.
+    pub fn new(doing: impl Into<String>, source: io::Error) -> Self {
+        Self { doing: doing.into(), hint: String::new(), source }
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = hint.into();
+        self
+    }
+}
+
+/// Result of a system operation.
+pub type Result<T, E = SystemError> = std::result::Result<T, E>;
+
+/// Watches a descriptor for events of the kernel.
+///
+/// # Errors
+/// When the kernel cannot watch it.
+pub fn watch(
+    fd: std::os::fd::OwnedFd,
+    interest: tokio::io::Interest,
+) -> io::Result<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {
+    #[allow(unsafe_code)]
+    // SAFETY: an `OwnedFd` names the same open file until it is dropped, and the registration owns it.
+    let watched = unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) };
+    watched.map_err(Into::into)
+}

@@ -1,0 +1,187 @@
+//! The child that makes a workspace's namespaces: it unshares, mounts, names the host, waits until the host has put
+//! one end of a veth pair into its network, sets that up, and ends. The namespaces live on by the host's pins.
+
+use super::{BIN, DATA, RUN, Result, Sandbox, SystemError, WORKSPACE};
+use crate::system::enter;
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    io::{self, BufRead, Write},
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+};
+
+/// Said on standard output when namespaces and mounts are there.
+pub const MADE: &str = "made";
+/// Said when the network is up.
+pub const DONE: &str = "done";
+
+/// What to make.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// The workspace.
+    pub sandbox: Sandbox,
+    /// Covered inside.
+    pub home: PathBuf,
+    /// Left out inside.
+    pub run: PathBuf,
+    /// `envforge` itself.
+    pub binary: PathBuf,
+    /// Commands for `ip -batch` inside.
+    pub network: String,
+}
+
+/// `envforge enter make <plan-json>`.
+pub(crate) fn main(plan: &str) -> ExitCode {
+    let made = serde_json::from_str::<Plan>(plan)
+        .map_err(|e| SystemError::new("read the plan", io::Error::new(io::ErrorKind::InvalidData, e)))
+        .and_then(|plan| make(&plan));
+    match made {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            enter::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn say(word: &str) -> Result<()> {
+    let mut out = io::stdout();
+    writeln!(out, "{word}").and_then(|()| out.flush()).map_err(|e| SystemError::new("answer the host", e))
+}
+
+fn make(plan: &Plan) -> Result<()> {
+    let failed = |doing: &'static str| move |error: nix::errno::Errno| SystemError::new(doing, error.into());
+    let all = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    unshare(all).map_err(failed("unshare namespaces"))?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).map_err(failed("separate the mounts"))?;
+    mounts(plan)?;
+    nix::unistd::sethostname(plan.sandbox.hostname.as_str()).map_err(failed("set the host name"))?;
+    say(MADE)?;
+    let mut go = String::new();
+    io::stdin().lock().read_line(&mut go).map_err(|e| SystemError::new("hear the host", e))?;
+    if go.trim() != "go" {
+        return Err(SystemError::new("hear the host", io::Error::other("it went away")));
+    }
+    network(&plan.network)?;
+    say(DONE)?;
+    // Held until the host has pinned the namespaces and closes the pipe.
+    let _ = io::stdin().lock().read_line(&mut go);
+    Ok(())
+}
+
+fn network(batch: &str) -> Result<()> {
+    let doing = |e| SystemError::new("set up the network inside", e);
+    let mut child = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .map_err(|e| doing(e).with_hint("apt-get install iproute2"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(batch.as_bytes()).map_err(doing)?;
+    }
+    let ended = child.wait().map_err(doing)?;
+    // Inside its own network a workspace may use every port, as on a machine of its own.
+    let _ = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+    if ended.success() { Ok(()) } else { Err(doing(io::Error::other(format!("ip: {ended}")))) }
+}
+
+/// A detached copy of a mount, to be attached after its old place was covered.
+fn detached(path: &Path) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(rustix::fs::CWD, path, flags)
+        .map_err(|e| SystemError::new(format!("take the mount of {}", path.display()), e.into()))
+}
+
+fn attach(tree: &OwnedFd, at: &Path, flags: MsFlags) -> Result<()> {
+    let doing = || format!("mount {}", at.display());
+    move_mount(tree, "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|e| SystemError::new(doing(), e.into()))?;
+    let none = None::<&str>;
+    mount(none, at, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, none)
+        .map_err(|e| SystemError::new(doing(), e.into()))
+}
+
+fn fresh(kind: &str, at: &str, flags: MsFlags, options: &str) -> Result<()> {
+    mount(Some(kind), at, Some(kind), flags, Some(options))
+        .map_err(|e| SystemError::new(format!("mount {at}"), e.into()))
+}
+
+fn dir(path: &str, mode: u32) -> Result<()> {
+    fs::create_dir_all(path)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
+        .map_err(|e| SystemError::new(format!("make {path}"), e))
+}
+
+fn mounts(plan: &Plan) -> Result<()> {
+    let sandbox = &plan.sandbox;
+    let user = &sandbox.accounts.user;
+    let files = detached(&sandbox.files())?;
+    let tmp = detached(&sandbox.dir.join("tmp"))?;
+    let var_tmp = detached(&sandbox.dir.join("tmp"))?;
+    let data = detached(&sandbox.dir.join("data"))?;
+    let inside = detached(&sandbox.run.join("in"))?;
+    let binary = detached(&plan.binary)?;
+    let resolv = detached(&sandbox.run.join("etc/resolv.conf"))?;
+    let hosts = detached(&sandbox.run.join("etc/hosts"))?;
+    // Other workspaces' pins must not be held by this one.
+    let _ = umount2(&plan.run, MntFlags::MNT_DETACH);
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    fresh("tmpfs", "/run", quiet, "mode=0755,size=64m")?;
+    dir("/run/lock", 0o1777)?;
+    dir("/run/user", 0o755)?;
+    let of_user = format!("/run/user/{}", user.uid);
+    dir(&of_user, 0o700)?;
+    std::os::unix::fs::chown(&of_user, Some(user.uid), Some(user.gid))
+        .map_err(|e| SystemError::new("give the runtime directory away", e))?;
+    for at in [RUN, DATA, BIN] {
+        dir(at, 0o755)?;
+    }
+    let bin = format!("{BIN}/envforge");
+    fs::write(&bin, "").map_err(|e| SystemError::new("make a mount point", e))?;
+    attach(&inside, Path::new(RUN), quiet)?;
+    attach(&data, Path::new(DATA), quiet)?;
+    attach(&binary, Path::new(&bin), quiet | MsFlags::MS_RDONLY)?;
+    attach(&files, Path::new(WORKSPACE), quiet)?;
+    resolver_target()?;
+    attach(&resolv, Path::new("/etc/resolv.conf"), quiet | MsFlags::MS_RDONLY)?;
+    attach(&hosts, Path::new("/etc/hosts"), quiet | MsFlags::MS_RDONLY)?;
+    if plan.home.exists() {
+        let home = plan.home.to_string_lossy();
+        fresh("tmpfs", &home, quiet | MsFlags::MS_RDONLY, "mode=0711,size=4k")?;
+    }
+    attach(&tmp, Path::new("/tmp"), quiet)?;
+    attach(&var_tmp, Path::new("/var/tmp"), quiet)?;
+    fresh("tmpfs", "/dev/shm", quiet, "mode=1777")?;
+    if Path::new("/dev/mqueue").is_dir() {
+        fresh("mqueue", "/dev/mqueue", quiet | MsFlags::MS_NOEXEC, "")?;
+    }
+    let system = quiet | MsFlags::MS_NOEXEC;
+    fresh("proc", "/proc", system, "hidepid=2")?;
+    // In a container the host's own /sys may be all there is; it is the host's then, read by its permissions.
+    let _ = fresh("sysfs", "/sys", system | MsFlags::MS_RDONLY, "");
+    Ok(())
+}
+
+/// Where `/etc/resolv.conf` points to may have been covered with `/run`: the mount point is made again.
+fn resolver_target() -> Result<()> {
+    let path = Path::new("/etc/resolv.conf");
+    let Ok(target) = fs::read_link(path) else { return Ok(()) };
+    let target = Path::new("/etc").join(target);
+    let clean = target.to_string_lossy().replace("/etc/../", "/");
+    let target = Path::new(&clean);
+    if target.starts_with("/run") && !target.exists() {
+        let make = target.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(target, ""));
+        make.map_err(|e| SystemError::new("make a mount point for resolv.conf", e))?;
+    }
+    Ok(())
+}
