@@ -1,0 +1,70 @@
+//! Arguments of the programs that the binary starts itself; defined here so that help and completions know them.
+
+use clap::{Args, Subcommand};
+use envforge_api::secret::Secret;
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf};
+
+fn secret(given: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(given.to_owned()))
+}
+
+/// `envforge server`: the control plane.
+#[derive(Debug, Clone, Args)]
+pub struct ServerArgs {
+    /// PostgreSQL to keep everything in.
+    #[arg(long, value_name = "URL", env = "ENVFORGE_DATABASE_URL", hide_env_values = true, value_parser = secret)]
+    pub database_url: Secret,
+    /// Where to listen; port 0 lets the kernel choose, and the choice is written to STATE/address.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Directory of keys and tokens.
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Base of the development URLs.
+    #[arg(long, value_name = "BASE", default_value = "dev.localhost")]
+    pub base: String,
+}
+
+/// `envforge host`: the host daemon.
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct HostArgs {
+    /// What to do instead of running the daemon.
+    #[command(subcommand)]
+    pub command: Option<HostCommand>,
+    /// Directory of the installation.
+    #[arg(long, value_name = "DIR", required = true)]
+    pub home: Option<PathBuf>,
+    /// The control plane: http://HOST:PORT or unix:/PATH.
+    #[arg(long, value_name = "URL", required = true)]
+    pub server: Option<String>,
+    /// File with the host's token.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub token_file: Option<PathBuf>,
+}
+
+/// Parts of `envforge host`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum HostCommand {
+    /// Claim what an installation needs of the machine.
+    #[command(hide = true)]
+    Prepare {
+        /// Directory of the installation.
+        #[arg(long, value_name = "DIR")]
+        home: PathBuf,
+    },
+    /// Put every runtime to sleep and end every shell, with no daemon running.
+    #[command(hide = true)]
+    Quiesce {
+        /// Directory of the installation.
+        #[arg(long, value_name = "DIR")]
+        home: PathBuf,
+    },
+    /// Remove what an installation has on the machine beside its directory.
+    #[command(hide = true)]
+    Wipe {
+        /// Directory of the installation.
+        #[arg(long, value_name = "DIR")]
+        home: PathBuf,
+    },
+}

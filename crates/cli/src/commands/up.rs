@@ -1,0 +1,179 @@
+//! `up`: attach now, wake behind.
+
+use crate::{
+    args::UpArgs,
+    context::{Context, slug},
+    stream::{attach, cache, git_identity, terminal},
+    wait,
+};
+use envforge_api::{
+    names::{Branch, Slug},
+    problem::{Problem, ProblemKind},
+    public::{OpenWorkspace, Opened, WorkspaceView},
+    states::ServiceState,
+    time::Timestamp,
+};
+use std::process::ExitCode;
+
+/// What became of the request to open a workspace.
+enum Open {
+    /// The control plane granted it.
+    Granted(Opened),
+    /// It does not answer; a grant of the last hour still opens the shell.
+    Cached(Opened),
+}
+
+pub(super) async fn run(context: &Context, args: UpArgs) -> Result<ExitCode, Problem> {
+    // A terminal inside a workspace is that workspace's own already.
+    let attaches = terminal::present()
+        && !args.no_attach
+        && !args.wait
+        && !context.out.json
+        && context.settings.inside().is_none();
+    let name = match args.name {
+        Some(name) => name,
+        None => context.workspace(None).await?.to_string(),
+    };
+    let branch = match &args.branch {
+        None => None,
+        Some(given) => Some(given.parse::<Branch>().map_err(|error| {
+            Problem::new(
+                ProblemKind::Usage,
+                error.to_string(),
+                "`--branch` takes a branch of the project's repositories",
+            )
+        })?),
+    };
+    let request = OpenWorkspace {
+        name,
+        create: args.create,
+        from: args.from,
+        branch,
+        project: context.settings.project.clone(),
+        wake: true,
+    };
+    let (opened, identity) = tokio::join!(open(context, request), git_identity(context));
+    let opened = match opened? {
+        Open::Granted(opened) => {
+            if opened.created {
+                context.out.say(&format!("workspace {} is new", opened.workspace));
+            }
+            opened
+        }
+        Open::Cached(opened) if attaches => {
+            context.out.say("the control plane does not answer: attaching with the grant of before; no wake was asked");
+            opened
+        }
+        Open::Cached(opened) => {
+            return Err(Problem::unavailable(
+                format!("the control plane does not answer, so no wake of {} was asked", opened.workspace),
+                "try again; on a terminal `envforge up` still attaches the shell",
+            ));
+        }
+    };
+    if attaches {
+        return attach::run(context, opened, args.argv, identity).await;
+    }
+    let view = wait::until_shell_ready(context, &opened.workspace).await?;
+    if !args.argv.is_empty() {
+        attach::window(context, &opened, args.argv, identity).await?;
+    }
+    if args.wait {
+        return until_healthy(context, &opened).await;
+    }
+    context.out.data(&view, || line(&view));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the workspace; asks before a branch is created, falls back to a kept grant.
+async fn open(context: &Context, mut request: OpenWorkspace) -> Result<Open, Problem> {
+    loop {
+        let answer = async {
+            let client = context.client().await?.clone().with_deadline(std::time::Duration::from_secs(90));
+            client.post::<_, Opened>("/v1/workspaces/open", &request).await
+        };
+        match answer.await {
+            Ok(opened) => {
+                cache::keep(&context.settings, &opened);
+                return Ok(Open::Granted(opened));
+            }
+            Err(mut problem) if problem.kind == ProblemKind::Confirm && !request.create => {
+                if context.out.can_ask() {
+                    let question = format!("{}. Create it?", problem.message.trim_end_matches(['.', '?']));
+                    if context.out.confirm(&question)? {
+                        request.create = true;
+                        continue;
+                    }
+                }
+                if !problem.hint.contains("-c") {
+                    problem.hint = format!("`envforge up -c {}` creates it", request.name);
+                }
+                return Err(problem);
+            }
+            Err(problem) => {
+                let kept = match slug(&request.name) {
+                    Ok(workspace) if problem.kind.retry_helps() => {
+                        cache::find(&context.settings, &workspace, Timestamp::now())
+                    }
+                    Ok(_) | Err(_) => None,
+                };
+                return kept.map(Open::Cached).ok_or(problem);
+            }
+        }
+    }
+}
+
+/// Waits for the wake; status 1 unless every service is healthy.
+async fn until_healthy(context: &Context, opened: &Opened) -> Result<ExitCode, Problem> {
+    let workspace = &opened.workspace;
+    let record = match &opened.wake {
+        Some(id) => {
+            let record = wait::command(context.client().await?, id).await?;
+            Some(wait::until_final(context, record).await?)
+        }
+        None => None,
+    };
+    let view = context.view(workspace).await?;
+    context.out.data(&view, || line(&view));
+    let sick = not_healthy(&view);
+    if !sick.is_empty() {
+        return Err(Problem::new(
+            ProblemKind::Failed,
+            format!("not healthy in {workspace}: {}", sick.join(", ")),
+            format!("`envforge why {workspace} {}` tells why", sick.first().map_or("SERVICE", String::as_str)),
+        ));
+    }
+    if let Some(record) = record {
+        wait::succeeded(&record)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Services that do not serve.
+fn not_healthy(view: &WorkspaceView) -> Vec<String> {
+    view.services.iter().filter(|s| s.stated.state != ServiceState::Healthy).map(|s| s.name.clone()).collect()
+}
+
+/// One line that says where a workspace stands.
+fn line(view: &WorkspaceView) -> String {
+    let name: &Slug = &view.workspace;
+    let urls: Vec<_> = view.services.iter().filter_map(|s| s.url.as_deref()).take(1).collect();
+    let url = urls.first().map(|url| format!("  {url}")).unwrap_or_default();
+    format!("{name}: shell {}, runtime {}{url}", view.shell.state, view.runtime.stated.state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    #[test]
+    fn up_without_a_terminal_prints_one_line_and_wait_names_what_is_not_healthy() {
+        let view = sample::workspace();
+        assert_eq!(
+            line(&view),
+            "signed-links: shell ready, runtime awake  http://web--signed-links--acme.dev.localhost"
+        );
+        assert_eq!(not_healthy(&view), ["backend"]);
+    }
+}
