@@ -1,0 +1,114 @@
+//! The one binary: picks the program that its first words name.
+//!
+//! `enter` runs before any thread exists, because it changes namespaces; `supervise` gets one thread, because there is
+//! one of it per awake workspace; the others get what they ask for.
+
+use envforge_api::{client::Endpoint, problem::Problem, secret::Secret};
+use envforge_cli::{Command, programs};
+use std::{
+    io::{IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+fn main() -> ExitCode {
+    let words: Vec<String> =
+        std::env::args_os().skip(1).take(2).map(|word| word.to_string_lossy().into_owned()).collect();
+    match words.first().map(String::as_str) {
+        Some("enter") => {
+            let rest: Vec<String> = std::env::args_os().skip(2).map(|w| w.to_string_lossy().into_owned()).collect();
+            envforge_host::system::enter::main(&rest)
+        }
+        Some("supervise") => match words.get(1) {
+            Some(spec) => one_thread(envforge_host::supervise::main(Path::new(spec))),
+            None => failed(&Problem::invalid("`envforge supervise` is for EnvForge itself", "")),
+        },
+        Some("server" | "host") => match envforge_cli::parse().command {
+            Command::Server(args) => server(args),
+            Command::Host(args) => host(args),
+            _ => failed(&Problem::internal("the first word named another program")),
+        },
+        Some(_) | None => one_thread(envforge_cli::main()),
+    }
+}
+
+fn one_thread(program: impl Future<Output = ExitCode>) -> ExitCode {
+    run(tokio::runtime::Builder::new_current_thread(), program)
+}
+
+fn many_threads(program: impl Future<Output = ExitCode>) -> ExitCode {
+    log_to_stderr();
+    run(tokio::runtime::Builder::new_multi_thread(), program)
+}
+
+fn run(mut builder: tokio::runtime::Builder, program: impl Future<Output = ExitCode>) -> ExitCode {
+    match builder.enable_all().build() {
+        Ok(runtime) => {
+            let code = runtime.block_on(program);
+            // What still blocks (a read from a terminal) must not hold up the end.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => failed(&Problem::unavailable(format!("the program cannot start: {error}"), "")),
+    }
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RUST_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,sqlx=warn"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    logs.with_ansi(std::io::stderr().is_terminal()).init();
+}
+
+fn failed(problem: &Problem) -> ExitCode {
+    let mut err = std::io::stderr();
+    let _ = writeln!(err, "envforge: {problem}");
+    if !problem.hint.is_empty() {
+        let _ = writeln!(err, "  {}", problem.hint);
+    }
+    ExitCode::from(problem.kind.exit_code())
+}
+
+fn server(args: programs::ServerArgs) -> ExitCode {
+    let programs::ServerArgs { database_url, listen, state, base } = args;
+    many_threads(envforge_control::main(envforge_control::Options { database_url, listen, state, base }))
+}
+
+fn host(args: programs::HostArgs) -> ExitCode {
+    use programs::HostCommand;
+    let done = |outcome: Result<(), envforge_host::system::SystemError>| match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&Problem::unavailable(error.to_string(), error.hint)),
+    };
+    match args.command {
+        Some(HostCommand::Prepare { home }) => {
+            let prepared = envforge_host::daemon::prepare(&home).map(|prepared| {
+                let text = serde_json::to_string(&prepared).unwrap_or_default();
+                let _ = writeln!(std::io::stdout(), "{text}");
+            });
+            done(prepared)
+        }
+        Some(HostCommand::Quiesce { home }) => one_thread(async { done(envforge_host::daemon::quiesce(&home).await) }),
+        Some(HostCommand::Wipe { home }) => one_thread(async { done(envforge_host::daemon::wipe(&home).await) }),
+        None => match host_options(args) {
+            Ok(options) => many_threads(envforge_host::daemon::main(options, |word| {
+                let mut out = std::io::stdout();
+                let _ = writeln!(out, "{word}").and_then(|()| out.flush());
+            })),
+            Err(problem) => failed(&problem),
+        },
+    }
+}
+
+fn host_options(args: programs::HostArgs) -> Result<envforge_host::daemon::Options, Problem> {
+    let missing =
+        |what: &str| Problem::invalid(format!("{what} is missing"), "`envforge host --help` says what is needed");
+    let home: PathBuf = args.home.ok_or_else(|| missing("--home"))?;
+    let server: Endpoint = args.server.ok_or_else(|| missing("--server"))?.parse()?;
+    let file = args.token_file.ok_or_else(|| missing("--token-file"))?;
+    let token = std::fs::read_to_string(&file).map_err(|error| {
+        let hint = "`envforge server` writes it to host.token in its state directory";
+        Problem::invalid(format!("the host's token cannot be read: {}", error.kind()), hint)
+    })?;
+    Ok(envforge_host::daemon::Options { home, server, token: Secret::new(token.trim().to_owned()) })
+}

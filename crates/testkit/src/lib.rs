@@ -1,0 +1,4 @@
+//! For tests only: whole installations in temporary homes, databases, control planes and simulated hosts.
+
+pub mod fixture;
+pub mod local;

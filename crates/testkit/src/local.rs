@@ -1,0 +1,220 @@
+//! A whole installation in a temporary home, driven through the command line as a user would.
+
+use serde_json::Value;
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+/// An installation that is stopped and removed when dropped.
+#[derive(Debug)]
+pub struct Local {
+    dir: tempfile::TempDir,
+    binary: PathBuf,
+    boot_id: PathBuf,
+}
+
+/// The longest a test waits for anything. Not a performance claim: only what separates "slow" from "never".
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+impl Local {
+    /// Starts an installation with the given binary.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(binary: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("ef").tempdir().expect("temp dir");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        let boot_id = dir.path().join("boot_id");
+        fs::write(&boot_id, "11111111-1111-4111-8111-111111111111\n").expect("write");
+        let local = Self { dir, binary: binary.to_owned(), boot_id };
+        let out = local.run(&["local", "start"]);
+        assert!(out.status.success(), "local start: {}", String::from_utf8_lossy(&out.stderr));
+        local
+    }
+
+    /// Directory for a test's own files; readable by every user.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// `ENVFORGE_HOME`.
+    #[must_use]
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// The file that stands for the kernel's boot id.
+    #[must_use]
+    pub fn boot_id_file(&self) -> &Path {
+        &self.boot_id
+    }
+
+    /// A command line with this installation's environment.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .args(args)
+            .env_remove("ENVFORGE_SERVER")
+            .env_remove("ENVFORGE_TOKEN")
+            .env_remove("ENVFORGE_PROJECT")
+            .env("ENVFORGE_HOME", self.home())
+            .env("ENVFORGE_BOOT_ID_PATH", &self.boot_id)
+            .env("XDG_CACHE_HOME", self.dir.path().join("cache"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command line to its end.
+    ///
+    /// # Panics
+    /// When the binary cannot be run.
+    #[must_use]
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("envforge runs")
+    }
+
+    /// Runs a command line that must succeed; its standard output.
+    ///
+    /// # Panics
+    /// When it does not succeed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(
+            out.status.success(),
+            "envforge {args:?} ended with {:?}\nstdout: {stdout}\nstderr: {}\n{}",
+            out.status.code(),
+            String::from_utf8_lossy(&out.stderr),
+            self.log_tails(),
+        );
+        stdout
+    }
+
+    /// Runs a command line with `--json` that must succeed.
+    ///
+    /// # Panics
+    /// When it fails or prints something else than JSON.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut with_json = vec!["--json"];
+        with_json.extend(args);
+        let text = self.ok(&with_json);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("envforge {args:?}: {error} in {text}"))
+    }
+
+    /// `status WS --json`.
+    pub fn status(&self, workspace: &str) -> Value {
+        self.json(&["status", workspace])
+    }
+
+    /// Follows `status -w` until `wanted` holds; returns that status.
+    ///
+    /// # Panics
+    /// When it does not hold within [`PATIENCE`].
+    pub fn wait_for(&self, workspace: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut child = KillOnDrop(
+            self.command(&["--json", "status", workspace, "-w"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::inherit())
+                .spawn()
+                .expect("envforge runs"),
+        );
+        let stdout = child.0.stdout.take().expect("piped");
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let deadline = std::time::Instant::now() + PATIENCE;
+        let mut last = Value::Null;
+        loop {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            match receive.recv_timeout(left) {
+                Ok(line) => {
+                    last = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line}"));
+                    if wanted(&last) {
+                        return last;
+                    }
+                }
+                Err(_) => panic!("{workspace} never became {what}; last: {last:#}\n{}", self.log_tails()),
+            }
+        }
+    }
+
+    /// Waits until the runtime is awake and every service healthy.
+    pub fn wait_healthy(&self, workspace: &str) -> Value {
+        self.wait_for(workspace, "healthy", |status| {
+            status["runtime"]["state"] == "awake"
+                && status["services"]
+                    .as_array()
+                    .is_some_and(|all| !all.is_empty() && all.iter().all(|service| service["state"] == "healthy"))
+        })
+    }
+
+    /// Waits until the runtime is asleep and its meter off.
+    pub fn wait_asleep(&self, workspace: &str) -> Value {
+        self.wait_for(workspace, "asleep", |status| {
+            status["runtime"]["state"] == "asleep" && status["billing"]["state"] == "off"
+        })
+    }
+
+    /// `curl` inside the workspace's shell layer; the body.
+    pub fn curl(&self, workspace: &str, url: &str) -> String {
+        self.ok(&["exec", workspace, "--", "curl", "-sS", "-m", "10", url])
+    }
+
+    /// JSON of a `curl` inside.
+    ///
+    /// # Panics
+    /// When the answer is no JSON.
+    pub fn curl_json(&self, workspace: &str, url: &str) -> Value {
+        let text = self.curl(workspace, url);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+    }
+
+    /// The last lines of every log of the installation, for a failing test's message.
+    #[must_use]
+    pub fn log_tails(&self) -> String {
+        let mut all = String::new();
+        let Ok(entries) = fs::read_dir(self.home().join("logs")) else { return all };
+        for entry in entries.flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            all.push_str(&format!("--- {}\n", entry.path().display()));
+            for line in &lines[lines.len().saturating_sub(25)..] {
+                all.push_str(line);
+                all.push('\n');
+            }
+        }
+        all
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        let out = self.run(&["local", "reset", "--yes"]);
+        if !out.status.success() && !std::thread::panicking() {
+            panic!("local reset: {}", String::from_utf8_lossy(&out.stderr));
+        }
+    }
+}
+
+struct KillOnDrop(Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // Already ended is as good as ended now.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
