@@ -21,6 +21,7 @@ use envforge_api::{
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -176,6 +177,16 @@ impl Hub {
     #[must_use]
     pub fn get(&self, id: &WorkspaceId) -> Option<Arc<Workspace>> {
         self.lock().get(id).cloned()
+    }
+
+    /// One workspace, once it is known; `None` when it does not come within `patience`.
+    pub async fn arrival(&self, id: &WorkspaceId, patience: Duration) -> Option<Arc<Workspace>> {
+        // Whatever adds a workspace touches this.
+        let mut dirty = self.dirty.subscribe();
+        let known = dirty.wait_for(|_| self.get(id).is_some());
+        // A copy of the outcome: the guard inside must not live over the next line.
+        let arrived = tokio::time::timeout(patience, known).await.is_ok_and(|seen| seen.is_ok());
+        if arrived { self.get(id) } else { None }
     }
 
     /// All workspaces, by id.

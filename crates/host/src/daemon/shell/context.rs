@@ -23,7 +23,7 @@ set -sg escape-time 10
 set -g update-environment 'GIT_AUTHOR_NAME GIT_AUTHOR_EMAIL GIT_COMMITTER_NAME GIT_COMMITTER_EMAIL'
 set -g status-left '#H '
 set -g status-left-length 40
-set -g default-command '${SHELL}'
+set -g default-command /bin/bash
 source-file -q ~/.tmux.conf
 ";
 

@@ -25,7 +25,7 @@ use envforge_api::{
     stream::ServiceEnv,
 };
 use serde::Deserialize;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// Largest message of a client, in octets.
@@ -85,6 +85,9 @@ fn streams() -> Router<Api> {
         .route("/host/v1/workspaces/{id}/env", get(show_env))
 }
 
+/// How long a permitted caller waits for the host to hear of a workspace.
+const ARRIVAL: Duration = Duration::from_secs(10);
+
 async fn nothing_here() -> Refusal {
     Refusal(Problem::not_found("this address of the host"))
 }
@@ -95,7 +98,7 @@ async fn health() -> Json<serde_json::Value> {
 
 impl Api {
     /// The workspace and the permission for one of `rights`, the first that the caller has.
-    fn open(&self, headers: &HeaderMap, id: &str, rights: &[Right]) -> Result<(Arc<Workspace>, Guard), Problem> {
+    async fn open(&self, headers: &HeaderMap, id: &str, rights: &[Right]) -> Result<(Arc<Workspace>, Guard), Problem> {
         // A name that is none is answered like one that is not known, but after the token was looked at.
         let unknown = || Problem::not_found(format!("workspace {id}"));
         let named = id.parse::<WorkspaceId>().ok();
@@ -105,7 +108,8 @@ impl Api {
         for right in rights {
             match self.admit(token, &asked, *right) {
                 Ok(guard) => {
-                    let workspace = named.as_ref().and_then(|id| self.hub.get(id)).ok_or_else(unknown)?;
+                    // The capability of a workspace that was made a moment ago may be here before its intent is.
+                    let workspace = self.hub.arrival(&asked, ARRIVAL).await.ok_or_else(unknown)?;
                     return Ok((workspace, guard));
                 }
                 Err(problem) => refused = problem,
@@ -115,8 +119,8 @@ impl Api {
     }
 
     /// Asks for the permission, upgrades and runs a stream.
-    fn stream(self, headers: &HeaderMap, id: &str, right: Right, upgrade: Upgrade, kind: Kind) -> Answer {
-        let (workspace, guard) = self.open(headers, id, &[right])?;
+    async fn stream(self, headers: &HeaderMap, id: &str, right: Right, upgrade: Upgrade, kind: Kind) -> Answer {
+        let (workspace, guard) = self.open(headers, id, &[right]).await?;
         let upgrade = upgrade.map_err(|_| Problem::invalid("this is a WebSocket", "open it as one"))?;
         // Each stream is a task of its own; it ends with its client, its permission or `stop`.
         Ok(upgrade
@@ -129,15 +133,15 @@ type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 type Answer = Result<Response, Refusal>;
 
 async fn open_attach(State(api): State<Api>, Path(id): Path<String>, headers: HeaderMap, upgrade: Upgrade) -> Answer {
-    api.stream(&headers, &id, Right::Attach, upgrade, Kind::Attach)
+    api.stream(&headers, &id, Right::Attach, upgrade, Kind::Attach).await
 }
 
 async fn open_exec(State(api): State<Api>, Path(id): Path<String>, headers: HeaderMap, upgrade: Upgrade) -> Answer {
-    api.stream(&headers, &id, Right::Exec, upgrade, Kind::Exec)
+    api.stream(&headers, &id, Right::Exec, upgrade, Kind::Exec).await
 }
 
 async fn open_logs(State(api): State<Api>, Path(id): Path<String>, headers: HeaderMap, upgrade: Upgrade) -> Answer {
-    api.stream(&headers, &id, Right::Logs, upgrade, Kind::Logs)
+    api.stream(&headers, &id, Right::Logs, upgrade, Kind::Logs).await
 }
 
 async fn open_output(
@@ -148,7 +152,7 @@ async fn open_output(
 ) -> Answer {
     // A name that is none belongs to no run; an id that was just made does not either.
     let kind = Kind::Output(command.parse().unwrap_or_else(|_| CommandId::generate()));
-    api.stream(&headers, &id, Right::Run, upgrade, kind)
+    api.stream(&headers, &id, Right::Run, upgrade, kind).await
 }
 
 /// What of an environment is wanted.
@@ -168,7 +172,7 @@ async fn show_env(
     let query = query.map(|Query(query)| query);
     let reveal = query.as_ref().is_ok_and(|query| query.reveal);
     let rights: &[Right] = if reveal { &[Right::Reveal] } else { &[Right::Env, Right::Reveal] };
-    let (workspace, guard) = api.open(&headers, &id, rights)?;
+    let (workspace, guard) = api.open(&headers, &id, rights).await?;
     let query = query.map_err(|_| Problem::invalid("no service is named", "add `?service=NAME`"))?;
     let unknown = || Problem::not_found(format!("service `{}`", query.service));
     let service: ServiceName = query.service.parse().map_err(|_| unknown())?;
