@@ -35,9 +35,12 @@ pub(super) async fn run(context: &Context, command: LocalCommand) -> Result<Exit
         }
         LocalCommand::Stop { all } => {
             if all {
+                // Through the control plane first, so that every sleep has its record.
                 sleep_all(context).await?;
+                local::stop_all(home).await?;
+            } else {
+                local::stop(home).await?;
             }
-            local::stop(home).await?;
             Ok(ExitCode::SUCCESS)
         }
         LocalCommand::Status => {

@@ -109,13 +109,9 @@ async fn run(paths: &Paths, programs: &Programs) -> Result<(), Problem> {
         addresses.mark_unchanged();
         watch_over(paths, &lock, &mut signals, &mut addresses, &running).await;
     }
-    let removed = !lock.is_in_place(paths);
     match &mut started {
         Ok(()) => board.enter(Phase::Stopping, None),
         Err(problem) => board.enter(Phase::Stopping, Some(problem.clone())),
-    }
-    if started.is_ok() && !removed {
-        rest(paths, programs).await;
     }
     while let Some(part) = running.pop() {
         part.stop().await;
@@ -129,13 +125,6 @@ async fn run(paths: &Paths, programs: &Programs) -> Result<(), Problem> {
     board.enter(phase, started.as_ref().err().cloned());
     log::note("ended");
     started
-}
-
-/// Puts the work of every workspace to rest; what cannot be ended is noted and does not keep the rest from stopping.
-pub(super) async fn rest(paths: &Paths, programs: &Programs) {
-    if let Err(problem) = prepare::quiesce(paths, programs).await {
-        log::note(&problem.message);
-    }
 }
 
 /// Makes the home and the directories that logs and the control plane need.

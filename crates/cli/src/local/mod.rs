@@ -124,13 +124,21 @@ pub async fn start(home: &Path) -> Result<LocalServer, Problem> {
     ensure(home, &|_| {}).await
 }
 
-/// Puts the work of every workspace to rest, then stops the host daemon, the control plane, PostgreSQL and the
-/// keeper. Nothing is lost. Does nothing when nothing runs.
+/// Stops the keeper, the host daemon, the control plane and PostgreSQL. Runtimes and terminals of workspaces go on and
+/// are adopted at the next start. Does nothing when nothing runs.
 ///
 /// # Errors
 /// When it does not stop in time, or belongs to another user.
 pub async fn stop(home: &Path) -> Result<(), Problem> {
-    stop::stop(&Paths::new(home), &Programs::current()?).await
+    stop::stop(&Paths::new(home)).await
+}
+
+/// The same, and then puts every runtime to sleep and ends every terminal: no process of the installation is left.
+///
+/// # Errors
+/// As [`stop`], or when something of a workspace does not end.
+pub async fn stop_all(home: &Path) -> Result<(), Problem> {
+    stop::stop_all(&Paths::new(home), &Programs::current()?).await
 }
 
 /// Stops the installation and removes it with everything in it. Does nothing when there is none.

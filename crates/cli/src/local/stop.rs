@@ -1,7 +1,7 @@
 //! Stopping an installation, also one whose keeper is gone, and removing it.
 
 use super::{
-    keeper::{PARTS, rest},
+    keeper::PARTS,
     log,
     paths::{Paths, Programs},
     prepare,
@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 const PATIENCE: Duration = Duration::from_secs(130);
 
 /// See [`super::stop`].
-pub(super) async fn stop(paths: &Paths, programs: &Programs) -> Result<(), Problem> {
+pub(super) async fn stop(paths: &Paths) -> Result<(), Problem> {
     if !paths.home().exists() {
         return Ok(());
     }
@@ -52,12 +52,23 @@ pub(super) async fn stop(paths: &Paths, programs: &Programs) -> Result<(), Probl
         }
     }
     // Nothing is left for this, unless the keeper did not live long enough to stop its parts.
-    stop_without_keeper(paths, programs).await
+    stop_without_keeper(paths).await
+}
+
+/// See [`super::stop_all`].
+pub(super) async fn stop_all(paths: &Paths, programs: &Programs) -> Result<(), Problem> {
+    if !paths.home().exists() {
+        return Ok(());
+    }
+    stop(paths).await?;
+    prepare::quiesce(paths, programs).await
 }
 
 /// What a killed keeper left running is stopped under its lock, so that no new keeper takes it over meanwhile.
-async fn stop_without_keeper(paths: &Paths, programs: &Programs) -> Result<(), Problem> {
-    let Some(record) = Record::read(paths).filter(|record| record.phase != Phase::Stopped) else { return Ok(()) };
+async fn stop_without_keeper(paths: &Paths) -> Result<(), Problem> {
+    if Record::read(paths).is_none_or(|record| record.phase == Phase::Stopped) {
+        return Ok(());
+    }
     let Some(_lock) = Lock::take(paths).map_err(|error| broken("take the keeper's lock", &error))? else {
         return Err(Problem::new(
             ProblemKind::Conflict,
@@ -65,9 +76,6 @@ async fn stop_without_keeper(paths: &Paths, programs: &Programs) -> Result<(), P
             "run `envforge local stop` again",
         ));
     };
-    if record.phase != Phase::Failed || record.parts.iter().any(|part| part.process.is_some_and(Named::lives)) {
-        rest(paths, programs).await;
-    }
     end_left(paths).await
 }
 
@@ -94,7 +102,7 @@ pub(super) async fn reset(paths: &Paths, programs: &Programs) -> Result<(), Prob
         return Ok(());
     }
     refuse_foreign(paths)?;
-    stop(paths, programs).await?;
+    stop(paths).await?;
     // Nobody may start it while it is taken away.
     let _lock = Lock::take(paths).map_err(|error| broken("take the keeper's lock", &error))?;
     prepare::wipe(paths, programs).await?;
