@@ -103,7 +103,7 @@ pub struct OpenWorkspace {
     pub wake: bool,
 }
 
-/// Answer to [`OpenWorkspace`] and to `POST /v1/workspaces/{slug}/grant`.
+/// Answer to [`OpenWorkspace`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Opened {
     /// The workspace's id.
@@ -119,7 +119,7 @@ pub struct Opened {
     pub grant: Grant,
 }
 
-/// `POST /v1/workspaces/{slug}/grant`: ask for a capability.
+/// `POST /v1/workspaces/{slug}/grant`: ask for a capability; answered by a [`Grant`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct GrantRequest {
     /// What for. `reveal` is audited.

@@ -253,10 +253,12 @@ impl Runtime {
     pub(super) fn service_ended(&mut self, name: &str, run: u64, status: ExitStatus) {
         let shared = Rc::clone(&self.shared);
         let Some(service) = self.service_mut(name).filter(|s| s.run == run) else { return };
-        service.exit_code = Some(process::exit_code(status));
         service.health = Health::None;
         let lived = match service.doing {
-            Doing::Running { since } => boot::now().since(since),
+            Doing::Running { since } => {
+                service.exit_code = Some(process::exit_code(status));
+                boot::now().since(since)
+            }
             // It was stopped on purpose: it starts again if it should.
             Doing::Stopping | Doing::Nothing | Doing::BackingOff => {
                 service.doing = Doing::Nothing;
