@@ -1,6 +1,7 @@
-//! A daemon's first request: a new epoch, an anchored boot clock, and catching up with a host that knows more.
+//! A daemon's first request: a new epoch, an anchored boot clock, catching up with a host that knows more, and no
+//! belief in what was reported before a reboot.
 
-use super::store;
+use super::{reboot::after_reboot, store};
 use crate::{
     app::App,
     audit, db,
@@ -11,6 +12,7 @@ use envforge_api::{
     generation::Generation,
     host::{RegisterAnswer, RegisterRequest},
     ids::HostId,
+    time::Timestamp,
 };
 
 /// Registers.
@@ -20,14 +22,17 @@ use envforge_api::{
 pub(crate) async fn register(app: &App, host: &HostId, request: RegisterRequest) -> Result<RegisterAnswer, Failure> {
     let keys = vec![app.signing.verify_key()];
     let id = host.clone();
-    let (epoch, organization, behind) = db::write(&app.pool, move |tx| {
+    let (epoch, organization, behind, cut) = db::write(&app.pool, move |tx| {
         Box::pin(async move {
-            let mut behind = Vec::new();
+            let (mut behind, mut here) = (Vec::new(), Vec::new());
             // In the order of ids, workspaces before the host: the order in which everyone locks.
             for (workspace, known) in &request.known {
                 let Some(row) = workspaces::store::lock(&mut *tx, workspace).await? else { continue };
                 if row.host == id && *known > row.generation {
-                    behind.push((row, *known));
+                    behind.push((row.clone(), *known));
+                }
+                if row.host == id {
+                    here.push(row);
                 }
             }
             for (row, known) in &behind {
@@ -36,8 +41,18 @@ pub(crate) async fn register(app: &App, host: &HostId, request: RegisterRequest)
                 let (actor, target) = (id.as_str(), row.slug.as_str());
                 audit::store::add(&mut *tx, &row.organization, actor, "workspace.caught_up", target, &details).await?;
             }
+            let before = store::last_boot(&mut *tx, &id).await?;
             let (epoch, organization) = store::register(&mut *tx, &id, &request).await?;
-            Ok((epoch, organization, behind))
+            let mut cut = Vec::new();
+            if before.is_some_and(|before| before != request.boot) {
+                for row in &here {
+                    let Some(report) = row.report.clone() else { continue };
+                    let left = after_reboot(report, row.desired.awake(), Timestamp::now());
+                    workspaces::store::report(&mut *tx, row, epoch, &left).await?;
+                    cut.push(row.id.clone());
+                }
+            }
+            Ok((epoch, organization, behind, cut))
         })
     })
     .await?;
@@ -48,7 +63,10 @@ pub(crate) async fn register(app: &App, host: &HostId, request: RegisterRequest)
         );
         app.bells.ring_workspace(&row.id);
     }
-    tracing::info!(%host, %epoch, "a host registered");
+    for workspace in &cut {
+        app.bells.ring_workspace(workspace);
+    }
+    tracing::info!(%host, %epoch, rebooted = !cut.is_empty(), "a host registered");
     // A sync that an older daemon parked learns that its epoch is stale.
     app.bells.ring_host(host);
     Ok(RegisterAnswer { host: host.clone(), epoch, organization, keys })

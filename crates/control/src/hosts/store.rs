@@ -36,6 +36,13 @@ pub(crate) async fn next_intent(tx: &mut PgConnection, host: &HostId) -> Result<
     Ok(IntentSeq(small(seq)))
 }
 
+/// The boot of the newest registration.
+pub(crate) async fn last_boot(tx: &mut PgConnection, host: &HostId) -> Result<Option<BootId>, Failure> {
+    let registration: Option<Json<RegisterRequest>> =
+        sqlx::query_scalar("SELECT registration FROM hosts WHERE id = $1").bind(host.as_str()).fetch_one(tx).await?;
+    Ok(registration.map(|json| json.0.boot))
+}
+
 /// A registration: the next epoch, and the moment this boot's clock stood at zero.
 pub(crate) async fn register(
     tx: &mut PgConnection,

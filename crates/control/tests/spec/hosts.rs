@@ -9,6 +9,7 @@ use envforge_api::{
     host::{Phase, RegisterRequest, SyncRequest},
     problem::ProblemKind,
     states::RuntimeState,
+    time::BootId,
 };
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, timeout};
@@ -74,6 +75,24 @@ async fn a_host_that_knows_a_higher_generation_is_believed() {
     let request = RegisterRequest { known: BTreeMap::from([(opened.id.clone(), Generation(40))]), ..registration() };
     let host = Host::register_as(client, request).await;
     assert_eq!(host.intent(&opened.id).await.expect("an intent").generation, Generation(41));
+    it.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_that_was_started_again_is_not_believed_to_run_what_it_reported_before() {
+    let it = Installation::start().await;
+    let mut host = it.host().await;
+    let opened = it.open("ws", true).await;
+    host.report(awake(&opened.id, 1)).await;
+    let known = BTreeMap::from([(opened.id.clone(), Generation(1))]);
+    let same_boot = RegisterRequest { known: known.clone(), ..registration() };
+    Host::register_as(it.client(Some(&it.token("host.token"))), same_boot).await;
+    assert_eq!(it.view("ws").await.runtime.stated.state, RuntimeState::Awake, "a new daemon alone ends nothing");
+    let rebooted = RegisterRequest { known, boot: BootId("another".into()), ..registration() };
+    Host::register_as(it.client(Some(&it.token("host.token"))), rebooted).await;
+    assert_eq!(it.view("ws").await.runtime.stated.state, RuntimeState::Waking);
+    let woken = it.ask("ws", "wake", serde_json::json!({})).await.expect("asked");
+    assert!(!woken.state.is_final(), "a wake is not done by what ran before: {woken:?}");
     it.stop().await;
 }
 

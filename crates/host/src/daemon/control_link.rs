@@ -221,7 +221,7 @@ async fn tell(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &Atom
         dirty.borrow_and_update();
         let mut request = empty(epoch, IntentSeq(position.load(Ordering::Relaxed)), 0);
         for workspace in hub.all() {
-            let now = report(&workspace);
+            let Some(now) = report(&workspace) else { continue };
             if told.get(&workspace.id) != Some(&now) {
                 seq += 1;
                 request.reports.push(WorkspaceReport { seq, ..now });

@@ -61,6 +61,8 @@ const REMEMBERED_ACTS: usize = 1000;
 /// The runtime of a workspace as the daemon knows it.
 #[derive(Debug, Clone, Default)]
 pub struct RuntimeFacts {
+    /// This daemon has looked at what an earlier one left: what follows is true.
+    pub known: bool,
     /// What the supervisor said last, or left when it ended.
     pub snapshot: Option<Snapshot>,
     /// The supervisor, while one runs.

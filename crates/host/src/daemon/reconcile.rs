@@ -206,6 +206,7 @@ async fn keep_runtime(hub: &Arc<Hub>, workspace: &Arc<Workspace>, setup: &Arc<Mu
     let mut may_wake = hub.may_wake.subscribe();
     let mut memory = Memory::default();
     adopt(hub, workspace, &mut memory).await;
+    change(hub, workspace, |facts| facts.known = true);
     let mut look = tokio::time::interval(LOOK_FOR_EDITS);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -7,12 +7,17 @@ use envforge_api::{
     time::Timestamp,
 };
 
-/// The report on a workspace, without its number.
+/// The report on a workspace, without its number. `None` until this daemon knows what an earlier one left: what that
+/// one said is truer than a guess.
 #[must_use]
-pub(super) fn report(workspace: &Workspace) -> WorkspaceReport {
+pub(super) fn report(workspace: &Workspace) -> Option<WorkspaceReport> {
     let intent = workspace.intent.borrow().clone();
     let shell = workspace.shell.borrow().clone();
     let facts = workspace.runtime.borrow().clone();
+    let unknown = !facts.known || shell.state == ShellState::Absent;
+    if intent.shell == DesiredShell::Ready && unknown {
+        return None;
+    }
     let mut steps = workspace.steps.borrow().clone();
     let runtime = runtime(&intent, &shell, &facts);
     let current = facts.snapshot.as_ref().filter(|s| s.generation >= intent.generation);
@@ -21,7 +26,7 @@ pub(super) fn report(workspace: &Workspace) -> WorkspaceReport {
         service.stale = facts.supervisor.is_some() && facts.stale.contains(&service.name);
     }
     steps.extend(facts.snapshot.as_ref().map(|s| s.steps.clone()).unwrap_or_default());
-    WorkspaceReport {
+    Some(WorkspaceReport {
         workspace: workspace.id.clone(),
         seq: 0,
         accepted: intent.generation,
@@ -35,7 +40,7 @@ pub(super) fn report(workspace: &Workspace) -> WorkspaceReport {
         steps,
         diagnostics: facts.diagnostics.clone(),
         activity: facts.snapshot.as_ref().map(|s| s.activity.clone()).unwrap_or_default(),
-    }
+    })
 }
 
 fn shell_phase(intent: &WorkspaceIntent, shell: &Stated<ShellState>) -> Phase {
