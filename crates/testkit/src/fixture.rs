@@ -37,7 +37,8 @@ http.createServer((req, res) => {
 }).listen(process.env.PORT, '127.0.0.1', () => console.log('listening, secret is ' + process.env.DATABASE_URL));
 "#;
 
-const WEB_YML: &str = r"version: 1
+/// envforge.yml of the web service.
+pub const WEB_YML: &str = r"version: 1
 service: { name: Web, type: node, command: node web.js }
 ports: { http: 3000 }
 health: { http: /healthz, interval: 200ms, start_period: 20s }
@@ -65,7 +66,8 @@ require('node:http').createServer((req, res) => res.end('api of ' + process.env.
   .listen(process.env.PORT, '127.0.0.1', () => console.log('api up'));
 ";
 
-const API_YML: &str = r"version: 1
+/// envforge.yml of the service `api`.
+pub const API_YML: &str = r"version: 1
 service: { name: Api, command: node api.js }
 ports: { http: 4100 }
 health: { tcp: http, interval: 200ms, start_period: 10s }
