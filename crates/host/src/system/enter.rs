@@ -166,10 +166,13 @@ fn enter(entry: &Entry) -> Result<()> {
     }
     if rustix::process::geteuid().is_root() && entry.account.uid != 0 {
         let (uid, gid) = (Uid::from_raw(entry.account.uid), Gid::from_raw(entry.account.gid));
+        own_keyring();
         nix::unistd::setgroups(&[gid]).map_err(|e| failed("set the groups", e))?;
         nix::unistd::setresgid(gid, gid, gid).map_err(|e| failed("set the group", e))?;
         nix::unistd::setresuid(uid, uid, uid).map_err(|e| failed("set the user", e))?;
     }
+    // The machine's setuid and setgid programs have no power inside: `crontab` would have jobs run outside.
+    nix::sys::prctl::set_no_new_privs().map_err(|e| failed("give up new rights", e))?;
     if std::env::set_current_dir(&entry.directory).is_err() {
         std::env::set_current_dir(sandbox::WORKSPACE)
             .map_err(|e| SystemError::new("go to the workspace's directory", e))?;
@@ -178,6 +181,15 @@ fn enter(entry: &Entry) -> Result<()> {
     close_descriptors();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     Ok(())
+}
+
+/// Every workspace would inherit, and share, the key ring of the session that the daemon was started in.
+fn own_keyring() {
+    #[allow(unsafe_code)]
+    // SAFETY: no name is given, so that nothing is read. Where keys are refused altogether none is shared.
+    unsafe {
+        nix::libc::syscall(nix::libc::SYS_keyctl, nix::libc::KEYCTL_JOIN_SESSION_KEYRING, 0_usize);
+    }
 }
 
 /// The runtime of Rust ignores SIGPIPE and a daemon may block signals: a program expects neither.
