@@ -4,6 +4,7 @@
 use super::{BIN, DATA, RUN, Result, Sandbox, SystemError, WORKSPACE};
 use crate::system::enter;
 use nix::{
+    libc,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
@@ -133,8 +134,8 @@ fn mounts(plan: &Plan) -> Result<()> {
     let binary = detached(&plan.binary)?;
     let resolv = detached(&sandbox.run.join("etc/resolv.conf"))?;
     let hosts = detached(&sandbox.run.join("etc/hosts"))?;
-    // Other workspaces' pins must not be held by this one.
-    let _ = umount2(&plan.run, MntFlags::MNT_DETACH);
+    let_go_of_run()?;
+    read_only("/")?;
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     fresh("tmpfs", "/run", quiet, "mode=0755,size=64m")?;
     dir("/run/lock", 0o1777)?;
@@ -170,6 +171,45 @@ fn mounts(plan: &Plan) -> Result<()> {
     // In a container the host's own /sys may be all there is; it is the host's then, read by its permissions.
     let _ = fresh("sysfs", "/sys", system | MsFlags::MS_RDONLY, "");
     Ok(())
+}
+
+/// Pins of other workspaces, of this and of other installations, must not be held by this one: what they keep would
+/// live on after its removal, as long as this sandbox does.
+fn let_go_of_run() -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| SystemError::new("read the mounts", e))?;
+    for at in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| at.starts_with("/run/")) {
+        // One that went with the mount it was on is gone already.
+        let _ = umount2(at, MntFlags::MNT_DETACH);
+    }
+    Ok(())
+}
+
+/// What the machine lets everyone write would be a place for workspaces to meet, and a way to leave something on the
+/// host. Devices can be written all the same; what is mounted later is not touched.
+fn read_only(at: &str) -> Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, user_namespace: 0 };
+    let doing = |e| SystemError::new("make the machine's files read-only inside", e);
+    let path = std::ffi::CString::new(at).map_err(|e| doing(e.into()))?;
+    #[allow(unsafe_code)]
+    // SAFETY: path and attributes live through the call, and the size given is theirs.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(doing(io::Error::last_os_error())) }
 }
 
 /// Where `/etc/resolv.conf` points to may have been covered with `/run`: the mount point is made again.

@@ -129,7 +129,9 @@ pub async fn ensure(
     files::ensure_dir_for(&sandbox.dir.join("tmp"), 0o1777, &accounts.user)?;
     files::ensure_dir_for(&sandbox.dir.join("data"), 0o700, &accounts.resource)?;
     files::ensure_dir(&sandbox.run, 0o711)?;
-    files::ensure_dir_for(&sandbox.run.join("in"), 0o750, &accounts.user)?;
+    // Its user passes through, but cannot put anything in the place of the socket.
+    let passing = accounts::Account { uid: 0, ..accounts.user };
+    files::ensure_dir_for(&sandbox.run.join("in"), 0o750, &passing)?;
     Cgroups::ensure(installation, index)?;
     if installation.isolation == Isolation::Full && !sandbox.is_pinned() {
         make_namespaces(installation, &sandbox).await?;
