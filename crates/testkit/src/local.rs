@@ -168,6 +168,35 @@ impl Local {
         })
     }
 
+    /// Runs a script of bash in the workspace's shell layer, to its end.
+    #[must_use]
+    pub fn inside(&self, workspace: &str, script: &str) -> Output {
+        self.run(&["exec", workspace, "--", "bash", "-c", script])
+    }
+
+    /// Runs a script that must succeed in the workspace's shell layer; its standard output without the last line feed.
+    pub fn inside_ok(&self, workspace: &str, script: &str) -> String {
+        self.ok(&["exec", workspace, "--", "bash", "-c", script]).trim_end().to_owned()
+    }
+
+    /// The id that every machine-wide name of the installation carries.
+    ///
+    /// # Panics
+    /// When the installation has none.
+    #[must_use]
+    pub fn installation(&self) -> String {
+        let path = self.home().join("host").join("installation");
+        fs::read_to_string(path).expect("the installation's id").trim().to_owned()
+    }
+
+    /// Where the host keeps a workspace.
+    #[must_use]
+    pub fn workspace_dir(&self, workspace: &str) -> PathBuf {
+        let id = self.status(workspace)["id"].as_str().unwrap_or_default().to_owned();
+        assert!(!id.is_empty(), "{workspace} has no id");
+        self.home().join("workspaces").join(id)
+    }
+
     /// `curl` inside the workspace's shell layer; the body.
     pub fn curl(&self, workspace: &str, url: &str) -> String {
         self.ok(&["exec", workspace, "--", "curl", "-sS", "-m", "10", url])
