@@ -167,16 +167,6 @@ impl Local {
         let next = boot.replace(&boot[..1], if boot.starts_with('1') { "2" } else { "1" });
         fs::write(self.boot_id_file(), next).expect("write the boot id");
     }
-
-    /// Directory of a workspace on the host.
-    ///
-    /// # Panics
-    /// When the product does not know it.
-    #[must_use]
-    pub fn workspace_dir(&self, workspace: &str) -> PathBuf {
-        let id = self.status(workspace)["id"].as_str().expect("an id").to_owned();
-        self.home().join("workspaces").join(id)
-    }
 }
 
 fn remove_groups(at: &Path) {
