@@ -3,3 +3,4 @@
 pub mod fixture;
 pub mod local;
 pub mod machine;
+pub mod terminal;

@@ -19,6 +19,7 @@ use std::{
 ///
 /// # Panics
 /// When it does not within [`PATIENCE`].
+#[allow(clippy::disallowed_methods)] // A test's own thread; what it waits for has no event.
 pub fn eventually<T>(what: &str, mut wanted: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -13,7 +13,8 @@ use envforge_api::{
     states::ServiceState,
     time::Timestamp,
 };
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
+use tokio::sync::oneshot;
 
 /// What became of the request to open a workspace.
 enum Open {
@@ -52,6 +53,12 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> Result<ExitCode, Pro
         project: context.settings.project.clone(),
         wake: true,
     };
+    if attaches
+        && let Ok(workspace) = slug(&request.name)
+        && let Some(kept) = cache::find(&context.settings, &workspace, Timestamp::now())
+    {
+        return attach_first(context, &request, kept, args.argv).await;
+    }
     let (opened, identity) = tokio::join!(open(context, request), git_identity(context));
     let opened = match opened? {
         Open::Granted(opened) => {
@@ -72,7 +79,7 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> Result<ExitCode, Pro
         }
     };
     if attaches {
-        return attach::run(context, opened, args.argv, identity).await;
+        return attach::run(context, opened, None, args.argv, identity).await;
     }
     let view = wait::until_shell_ready(context, &opened.workspace).await?;
     if !args.argv.is_empty() {
@@ -85,14 +92,58 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> Result<ExitCode, Pro
     Ok(ExitCode::SUCCESS)
 }
 
+/// How long a request for a wake may outlast the attach beside it.
+const LAST_CALL: Duration = Duration::from_secs(2);
+
+/// Attaches with a grant of the last hour and asks for the wake beside it, so that a shell that was open before is open
+/// again without waiting for the control plane.
+async fn attach_first(
+    context: &Context,
+    request: &OpenWorkspace,
+    kept: Opened,
+    argv: Vec<String>,
+) -> Result<ExitCode, Problem> {
+    let (send, fresh) = oneshot::channel();
+    let ask = async {
+        let opened = ask(context, request).await?;
+        cache::keep(&context.settings, &opened);
+        // An attach that is well does not need it.
+        let _ = send.send(opened);
+        Ok::<_, Problem>(())
+    };
+    let attach = async {
+        let identity = git_identity(context).await;
+        attach::run(context, kept, Some(fresh), argv, identity).await
+    };
+    tokio::pin!(ask, attach);
+    let (attached, asked) = tokio::select! {
+        asked = &mut ask => (attach.await, asked),
+        attached = &mut attach => {
+            // Whoever detached is not kept waiting for a control plane that is away.
+            let late = || Problem::unavailable("the control plane did not answer", "");
+            (attached, tokio::time::timeout(LAST_CALL, ask).await.unwrap_or_else(|_| Err(late())))
+        }
+    };
+    match (attached, asked) {
+        (attached, Ok(())) => attached,
+        (Ok(code), Err(problem)) => {
+            context.out.say(&format!("no wake was asked: {}", problem.message));
+            Ok(code)
+        }
+        // The workspace is not what it was: what the control plane says about it is the reason.
+        (Err(_), Err(problem)) => Err(problem),
+    }
+}
+
+async fn ask(context: &Context, request: &OpenWorkspace) -> Result<Opened, Problem> {
+    let client = context.client().await?.clone().with_deadline(Duration::from_secs(90));
+    client.post::<_, Opened>("/v1/workspaces/open", request).await
+}
+
 /// Opens the workspace; asks before a branch is created, falls back to a kept grant.
 async fn open(context: &Context, mut request: OpenWorkspace) -> Result<Open, Problem> {
     loop {
-        let answer = async {
-            let client = context.client().await?.clone().with_deadline(std::time::Duration::from_secs(90));
-            client.post::<_, Opened>("/v1/workspaces/open", &request).await
-        };
-        match answer.await {
+        match ask(context, &request).await {
             Ok(opened) => {
                 cache::keep(&context.settings, &opened);
                 return Ok(Open::Granted(opened));

@@ -16,7 +16,10 @@ use envforge_api::{
     time::Timestamp,
 };
 use std::{collections::BTreeMap, process::ExitCode, time::Duration};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
 
 /// How one connection ended.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ struct Session<'a> {
     workspace: Slug,
     id: WorkspaceId,
     grant: Grant,
+    /// While a kept grant is used: the one that the control plane gives meanwhile, should the host refuse the old one.
+    fresh: Option<oneshot::Receiver<Opened>>,
     stdin: Stdin,
     resize: Signal,
     endings: Endings,
@@ -71,13 +76,14 @@ impl Endings {
     }
 }
 
-/// Attaches until the person detaches; the exit status.
+/// Attaches until the person detaches; the exit status. `fresh` is another grant that may follow the first.
 ///
 /// # Errors
 /// When the shell cannot be attached.
 pub(crate) async fn run(
     context: &Context,
     opened: Opened,
+    fresh: Option<oneshot::Receiver<Opened>>,
     command: Vec<String>,
     git_identity: BTreeMap<String, String>,
 ) -> Result<ExitCode, Problem> {
@@ -90,6 +96,7 @@ pub(crate) async fn run(
         workspace: opened.workspace,
         id: opened.id,
         grant: opened.grant,
+        fresh,
         stdin: Stdin::start(),
         resize,
         endings,
@@ -135,6 +142,14 @@ impl Session<'_> {
                     }
                 }
                 Err(problem) if problem.kind.retry_helps() && (attached_once || attempts < 50) => {}
+                // Made for a workspace or an installation that is gone, perhaps: the control plane knows better.
+                Err(problem) if self.fresh.is_some() && is_refusal(&problem) => {
+                    let Some(fresh) = self.fresh.take() else { return Err(problem) };
+                    // Without an answer of its own, the control plane's problem is told by the one who asked.
+                    let Ok(opened) = fresh.await else { return Err(problem) };
+                    (self.workspace, self.id, self.grant) = (opened.workspace, opened.id, opened.grant);
+                    continue;
+                }
                 // The capability may have expired while the connection was away.
                 Err(problem) if problem.kind == ProblemKind::Unauthenticated && attempts < 5 => self.renew().await,
                 Err(problem) => return Err(problem),
@@ -250,6 +265,10 @@ impl Session<'_> {
     fn clear_status(&self) {
         self.context.out.stderr(b"\r\x1b[K");
     }
+}
+
+fn is_refusal(problem: &Problem) -> bool {
+    matches!(problem.kind, ProblemKind::NotFound | ProblemKind::Unauthenticated)
 }
 
 /// Ctrl-C or Ctrl-D.
