@@ -45,6 +45,9 @@ pub struct Entry {
     pub oom_score_adj: i32,
     /// Make standard input the controlling terminal.
     pub terminal: bool,
+    /// A directory of the host that this process and its children see read-only at [`sandbox::SOURCE`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<PathBuf>,
 }
 
 /// Exit status when a process could not be put into its workspace (the convention of `env` and `chroot`).
@@ -65,6 +68,7 @@ impl Entry {
             directory: directory.into(),
             oom_score_adj: 0,
             terminal: false,
+            source: None,
         }
     }
 
@@ -154,8 +158,13 @@ fn enter(entry: &Entry) -> Result<()> {
         .iter()
         .map(|pin| fs::File::open(pin).map_err(|e| SystemError::new("open the workspace's namespaces", e)))
         .collect();
-    for pin in pins? {
+    let pins = pins?;
+    let source = entry.source.as_deref().map(sandbox::make::detached).transpose()?;
+    for pin in pins {
         setns(&pin, CloneFlags::empty()).map_err(|e| failed("enter the workspace's namespaces", e))?;
+    }
+    if let Some(source) = source {
+        sandbox::make::show_source(&source)?;
     }
     if entry.terminal {
         nix::unistd::setsid().map_err(|e| failed("lead a session", e))?;

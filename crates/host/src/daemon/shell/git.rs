@@ -1,8 +1,9 @@
 //! Repositories: the host's cache, full clones for workspaces, branches, work that would be lost.
 //!
-//! The cache belongs to an account of its own. A clone is made by the workspace's user, outside its sandbox (the cache
-//! is not visible inside) but without any configuration, template or hook of anyone: the only program that runs is git,
-//! on a repository that was made a moment ago. Everything later happens inside, as the workspace's user.
+//! The cache belongs to an account of its own, which alone can enter it. A clone is made by the workspace's user inside
+//! its sandbox, where that one repository of the cache is shown to the clone alone: whatever the user's other
+//! processes put into a repository that is just being made (a hook, a setting that names a program) runs where they
+//! run. Everything later happens inside, too.
 
 use crate::{
     daemon::hub::{Hub, Workspace},
@@ -10,7 +11,8 @@ use crate::{
         accounts::Account,
         enter::{As, Entry, base_environment},
         files::{self, Beneath},
-        sandbox::{Sandbox, WORKSPACE},
+        installation::Isolation,
+        sandbox::{SOURCE, Sandbox, WORKSPACE},
     },
 };
 use envforge_api::{host::WorkspaceIntent, names::Branch, project::Checkout, states::Trouble};
@@ -41,14 +43,9 @@ fn cache_of(hub: &Hub, repo: &str) -> PathBuf {
     cache_dir(hub).join(format!("{digest}.git"))
 }
 
-/// git as an account, with no configuration but the host's.
+/// git as the cache's account, with no configuration but the host's.
 fn git(hub: &Hub, account: &Account, dir: &Path) -> Command {
-    with_git(hub, "git", account, dir)
-}
-
-/// A program that may call git, as [`git`].
-fn with_git(hub: &Hub, program: &str, account: &Account, dir: &Path) -> Command {
-    let mut command = Command::new(program);
+    let mut command = Command::new("git");
     command
         .current_dir(dir)
         .env_clear()
@@ -93,7 +90,7 @@ fn unreachable(name: &str, why: &str) -> Trouble {
 
 fn ensure_cache_dir(hub: &Hub) -> Result<(), Trouble> {
     let dir = cache_dir(hub);
-    files::ensure_dir_for(&dir, 0o755, &hub.cache_account).map_err(super::trouble)?;
+    files::ensure_dir_for(&dir, 0o700, &hub.cache_account).map_err(super::trouble)?;
     // Root's file: the cache's account reads repositories of others, and git refuses those without a word for it.
     // What it runs there is `upload-pack`, which obeys no configuration of the repository that names a program.
     let config = dir.join("config");
@@ -161,8 +158,16 @@ pub(super) async fn clone_missing(
     futures_util::future::join_all(clones).await.into_iter().collect()
 }
 
-/// Cloned under another name and renamed: a checkout that is there is whole.
+/// Cloned under another name and renamed: a checkout that is there is whole. The cache belongs to another user, and git
+/// asks for a file that says that this is known.
 const CLONE: &str = r#"set -e
+if [ -e "$1" ] || [ -L "$1" ]; then
+  echo "fatal: something else than a directory is at /workspace/$1" >&2
+  exit 1
+fi
+GIT_CONFIG_GLOBAL=$(mktemp) && export GIT_CONFIG_GLOBAL
+trap 'rm -f -- "$GIT_CONFIG_GLOBAL"' EXIT
+printf '[safe]\n\tdirectory = *\n[advice]\n\tdetachedHead = false\n' >"$GIT_CONFIG_GLOBAL"
 half=.making-$1
 rm -rf -- "$half"
 if git --git-dir="$2" rev-parse -q --verify "refs/heads/$3" >/dev/null; then
@@ -180,12 +185,39 @@ mv -T -- "$half" "$1"
 "#;
 
 async fn clone(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox, checkout: &Checkout) -> Result<(), Trouble> {
-    let mut shell = with_git(hub, "/bin/sh", &sandbox.accounts.user, &sandbox.files());
-    shell.args(["-c", CLONE, "clone", &checkout.directory]).arg(cache_of(hub, &checkout.repo));
-    shell.args([intent.branch.as_str(), &checkout.repo, intent.from.as_deref().unwrap_or_default()]);
+    let cache = cache_of(hub, &checkout.repo);
+    let mut entry = Entry::new(sandbox, As::User, &sandbox.cgroups.shell, WORKSPACE);
+    let seen_at = match hub.installation.isolation {
+        Isolation::Full => {
+            entry.source = Some(cache);
+            SOURCE.to_owned()
+        }
+        Isolation::UserNamespaces => cache.to_string_lossy().into_owned(),
+    };
+    let from = intent.from.clone().unwrap_or_default();
+    let words = ["/bin/sh", "-c", CLONE, "clone", &checkout.directory, &seen_at];
+    let words = words.into_iter().chain([intent.branch.as_str(), &checkout.repo, &from]);
+    let argv: Vec<String> = words.map(ToOwned::to_owned).collect();
+    let environment = [
+        ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+        ("LANG", "C.UTF-8"),
+        ("HOME", "/nonexistent"),
+        ("GIT_CONFIG_NOSYSTEM", "1"),
+        ("GIT_TERMINAL_PROMPT", "0"),
+        ("GIT_ALLOW_PROTOCOL", "file"),
+    ];
+    let environment: BTreeMap<String, String> =
+        environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let mut shell = entry.command(&argv, &environment).map_err(super::trouble)?;
+    shell.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     run(shell, NETWORK).await.map(drop).map_err(|why| {
         let reason = format!("{} cannot be checked out on {}: {why}", checkout.directory, intent.branch);
-        Trouble::new(reason, "is the disk full? does the repository have a commit? Mend it, then `envforge up` again")
+        let hint = if why.starts_with("something else") {
+            "move it away, then `envforge up` again"
+        } else {
+            "is the disk full? does the repository have a commit? Mend it, then `envforge up` again"
+        };
+        Trouble::new(reason, hint)
     })
 }
 

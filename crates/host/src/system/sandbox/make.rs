@@ -1,7 +1,7 @@
 //! The child that makes a workspace's namespaces: it unshares, mounts, names the host, waits until the host has put
 //! one end of a veth pair into its network, sets that up, and ends. The namespaces live on by the host's pins.
 
-use super::{BIN, DATA, RUN, Result, Sandbox, SystemError, WORKSPACE};
+use super::{BIN, DATA, RUN, Result, SOURCE, Sandbox, SystemError, WORKSPACE};
 use crate::system::enter;
 use nix::{
     libc,
@@ -97,10 +97,18 @@ fn network(batch: &str) -> Result<()> {
 }
 
 /// A detached copy of a mount, to be attached after its old place was covered.
-fn detached(path: &Path) -> Result<OwnedFd> {
+pub(crate) fn detached(path: &Path) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     open_tree(rustix::fs::CWD, path, flags)
         .map_err(|e| SystemError::new(format!("take the mount of {}", path.display()), e.into()))
+}
+
+/// Attaches a tree of the host for the calling process and its children alone: no other process of the workspace
+/// sees it, and with the last of them it is gone.
+pub(crate) fn show_source(tree: &OwnedFd) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|e| SystemError::new("unshare the mounts", e.into()))?;
+    dir(SOURCE, 0o755)?;
+    attach(tree, Path::new(SOURCE), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY)
 }
 
 fn attach(tree: &OwnedFd, at: &Path, flags: MsFlags) -> Result<()> {

@@ -57,6 +57,8 @@ pub const DATA: &str = "/run/envforge-data";
 pub const RUN: &str = "/run/envforge";
 /// Directory inside its sandbox that holds `envforge` itself; the last one on PATH.
 pub const BIN: &str = "/run/envforge-bin";
+/// Where a process that was started with a source sees it.
+pub const SOURCE: &str = "/run/envforge-source";
 /// Home directory inside.
 pub const HOME: &str = "/workspace/.home";
 
