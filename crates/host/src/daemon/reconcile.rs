@@ -86,7 +86,7 @@ async fn keep_shell(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &Cancellat
         let state = workspace.shell.borrow().state;
         let mut again = None;
         if state != ShellState::Ready {
-            if !was_prepared(hub, workspace) {
+            if !shell::was_prepared(hub, workspace) {
                 show_shell(hub, workspace, ShellState::Preparing, None);
             }
             match shell::prepare(hub, workspace, &intent).await {
@@ -121,10 +121,6 @@ async fn keep_shell(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &Cancellat
             () = pause => {}
         }
     }
-}
-
-fn was_prepared(hub: &Hub, workspace: &Workspace) -> bool {
-    hub.installation.workspace_dir(&workspace.id).join("state").join("prepared").exists()
 }
 
 fn serve_inside(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &CancellationToken) {
@@ -490,6 +486,7 @@ async fn update(
             p.blocked.is_none() || !spec.services.iter().any(|known| known.name == p.name && known.blocked.is_none())
         })
         .cloned()
+        .map(|process| runtime::with_resources_of(&spec.resources, process))
         .collect();
     let restart: BTreeSet<String> =
         fresh.iter().filter(|p| asked.iter().any(|s| s.as_str() == p.service)).map(|p| p.name.clone()).collect();
