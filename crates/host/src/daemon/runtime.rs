@@ -234,6 +234,7 @@ pub(super) fn write_env_files(sandbox: &Sandbox, description: &Description) -> R
     let own = sandbox.dir.join("state").join("env");
     files::ensure_dir(&own, 0o700)?;
     let tree = Beneath::open(&sandbox.files())?;
+    tree.ensure_dir(Path::new(".envforge/env"), 0o700, &sandbox.accounts.user)?;
     for service in &description.resolution.services {
         let (declared, _) = declared_environment(service, &description.resources);
         let mut text = String::new();

@@ -113,7 +113,11 @@ impl Beneath {
         let shown = self.path.file_name().map(PathBuf::from).unwrap_or_default().join(path);
         let system = SystemError::new(format!("{doing} {}", shown.display()), error.into());
         if error == rustix::io::Errno::LOOP {
-            return system.with_hint("a symbolic link is in the path: EnvForge follows none in a workspace");
+            return system
+                .with_hint("a symbolic link is in the path, and EnvForge follows none in a workspace: remove it");
+        }
+        if matches!(error, rustix::io::Errno::NOTDIR | rustix::io::Errno::ISDIR) {
+            return system.with_hint("something else is in its place: move it away");
         }
         system
     }

@@ -74,6 +74,8 @@ pub(super) fn write_once(files: &Beneath, intent: &WorkspaceIntent, user: &Accou
 pub fn write(sandbox: &Sandbox, intent: &WorkspaceIntent, found: &BTreeMap<ServiceName, FoundManifest>) -> Result<()> {
     let files = Beneath::open(&sandbox.files())?;
     let user = &sandbox.accounts.user;
+    // Whoever removed it gets it again.
+    files.ensure_dir(Path::new(".envforge"), 0o700, user)?;
     let resolution = resolve(&intent.spec, found, &facts(intent));
     let json = serde_json::to_vec_pretty(&context(intent, &resolution))
         .map_err(|e| SystemError::new("describe the workspace", io::Error::new(io::ErrorKind::InvalidData, e)))?;
