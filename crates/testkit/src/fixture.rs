@@ -128,6 +128,21 @@ fn repository(dir: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
     bare
 }
 
+/// Runs a script of bash that must succeed, with a Git identity.
+///
+/// # Panics
+/// When it fails.
+pub fn bash(script: &str) {
+    let status = Command::new("bash")
+        .args(["-c", script])
+        .envs([("GIT_AUTHOR_NAME", "Test"), ("GIT_AUTHOR_EMAIL", "test@example.invalid")])
+        .envs([("GIT_COMMITTER_NAME", "Test"), ("GIT_COMMITTER_EMAIL", "test@example.invalid")])
+        .stdin(Stdio::null())
+        .status()
+        .expect("bash runs");
+    assert!(status.success(), "{script}");
+}
+
 fn git(dir: &Path, args: &[&str]) {
     assert!(git_ok(dir, args), "git {args:?} failed");
 }

@@ -1,6 +1,7 @@
 //! What keeps workspaces apart from each other, from the host and from other installations. As root: without root
 //! there is less isolation, and `envforge doctor` says so.
 
+mod hostile;
 mod neighbours;
 
 use envforge_testkit::{fixture::Fixture, local::Local};
