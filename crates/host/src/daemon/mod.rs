@@ -198,7 +198,8 @@ pub async fn quiesce(home: &Path) -> Result<(), SystemError> {
         }
         sandbox.cgroups.runtime.kill()?;
         sandbox.cgroups.shell.kill()?;
-        sandbox.cgroups.shell.wait_empty().await
+        sandbox.cgroups.shell.wait_empty().await?;
+        sandbox::rest(&sandbox).await
     });
     futures_util::future::join_all(ends).await.into_iter().collect()
 }

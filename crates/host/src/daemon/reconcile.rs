@@ -424,8 +424,14 @@ async fn replace(hub: &Arc<Hub>, workspace: &Arc<Workspace>, memory: &mut Memory
         memory.lost = false;
         return;
     };
-    // Whatever the lost one had not read to the end is running still; the new one takes it over.
-    match launch(hub, workspace, &made, memory).await {
+    // Whatever the lost one had not read to the end is running still; the new one takes it over. Namespaces that were
+    // lost with it are made again.
+    let there = sandbox::ensure(&hub.installation, &workspace.id, workspace.index, &made.hostname).await;
+    let launched = match there {
+        Ok(_) => launch(hub, workspace, &made, memory).await,
+        Err(error) => Err(Trouble::new(error.to_string(), error.hint)),
+    };
+    match launched {
         Ok(()) => {
             let intent = workspace.intent.borrow().clone();
             set_up_behind(hub, workspace, intent, made, setup);

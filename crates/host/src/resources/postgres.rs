@@ -199,6 +199,11 @@ impl Driver for Postgres {
         Box::pin(async {
             let data = data_dir(context);
             if data.is_dir() {
+                if context.sandbox.numbers_processes_itself() {
+                    // It may name another process by now, and PostgreSQL would take that for itself. Nothing of an
+                    // earlier server is left when this is called.
+                    let _ = fs::remove_file(data.join("postmaster.pid"));
+                }
                 return Ok(());
             }
             let (template, _) = template_paths(&context.templates, &server_version().await?);
@@ -252,9 +257,8 @@ impl Driver for Postgres {
             // so that the file of an earlier run is not believed.
             let text = fs::read_to_string(data_dir(context).join("postmaster.pid")).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            let alive =
-                lines.first().and_then(|l| l.trim().parse().ok()).and_then(crate::system::boot::process_started);
-            alive.is_some() && lines.get(7).is_some_and(|line| line.trim() == "ready")
+            let alive = lines.first().and_then(|l| l.trim().parse().ok()).is_some_and(|pid| context.sandbox.lives(pid));
+            alive && lines.get(7).is_some_and(|line| line.trim() == "ready")
         })
     }
 

@@ -23,7 +23,6 @@ mod sleep;
 use crate::system::{SystemError, files};
 use envforge_api::stream::LogLevel;
 use events::Event;
-use nix::sched::{CloneFlags, setns};
 use protocol::RuntimeSpec;
 use runtime::Runtime;
 use std::{fs, io, path::Path, process::ExitCode};
@@ -54,7 +53,11 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
     let _alone = lock(&spec)?;
     // A terminal that closes or a daemon that stops must not reach us.
     let _ = rustix::process::setsid();
-    join_network(&spec)?;
+    // From here on `localhost` is the workspace's: health checks and databases are reached without a detour.
+    spec.sandbox.join_network()?;
+    let sandbox = spec.sandbox.clone();
+    let lost = sandbox.lost();
+    tokio::pin!(lost);
     let (events, mut happened) = mpsc::unbounded_channel();
     let mut runtime = Runtime::new(spec, events.clone())?;
     runtime.take_over().await?;
@@ -63,7 +66,12 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
     loop {
         runtime.advance();
         runtime.publish();
-        let Some(event) = happened.recv().await else { return Ok(()) };
+        let event = tokio::select! {
+            event = happened.recv() => event,
+            // The network that this process is in leads nowhere now: a new supervisor enters the new one.
+            () = &mut lost => return Err(lost_namespaces()),
+        };
+        let Some(event) = event else { return Ok(()) };
         if let Event::Gone { reason } = event {
             return runtime.finish(&reason);
         }
@@ -76,6 +84,10 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
             runtime.handle(event);
         }
     }
+}
+
+fn lost_namespaces() -> SystemError {
+    SystemError::new("supervise the workspace", io::Error::other("its namespaces were ended by someone"))
 }
 
 /// One supervisor for a workspace: the lock ends with the process, however it ends.
@@ -91,14 +103,6 @@ fn lock(spec: &RuntimeSpec) -> Result<fs::File, SystemError> {
         .map_err(|e| SystemError::new("supervise the workspace: another supervisor does", e.into()))?;
     files::write_whole(&path.with_extension("pid"), std::process::id().to_string().as_bytes(), 0o600)?;
     Ok(file)
-}
-
-/// From here on `localhost` is the workspace's: health checks and databases are reached without a detour.
-fn join_network(spec: &RuntimeSpec) -> Result<(), SystemError> {
-    let Some(pin) = spec.sandbox.pins.first().filter(|_| rustix::process::geteuid().is_root()) else { return Ok(()) };
-    let doing = "enter the workspace's network";
-    let file = fs::File::open(pin).map_err(|e| SystemError::new(doing, e))?;
-    setns(&file, CloneFlags::CLONE_NEWNET).map_err(|e| SystemError::new(doing, e.into()))
 }
 
 impl Runtime {

@@ -12,6 +12,7 @@ use crate::{
     system::{
         boot,
         cgroup::Group,
+        doors,
         enter::{As, Entry, base_environment},
         sandbox::DATA,
     },
@@ -24,7 +25,6 @@ use envforge_api::{
     time::Timestamp,
 };
 use std::{collections::BTreeMap, fs, io, os::unix::fs::OpenOptionsExt, process::Stdio, rc::Rc, time::Duration};
-use tokio::io::Interest;
 
 /// How long a server may take until it answers; crash recovery of a large database takes its time.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -266,7 +266,8 @@ async fn run_server(name: &'static str, run: u64, context: &Context, shared: &Rc
             Some(child) => {
                 let _ = child.wait().await;
             }
-            None => wait_for_end(pid).await,
+            // One that cannot be watched is taken for gone: what is left of it is ended below.
+            None => drop(doors::wait_for_end(pid).await),
         }
         // Helpers of a server that was killed hold its files: nothing new starts before they are gone.
         let leftovers = tokio::time::timeout(Duration::from_millis(200), group.wait_empty()).await;
@@ -306,15 +307,6 @@ async fn wait_until_it_answers(driver: &dyn Driver, context: &Context) -> Result
         pause = (pause * 5 / 4).min(LONGEST_PAUSE);
     }
     Ok(())
-}
-
-/// Waits for the end of a process that is not our child.
-async fn wait_for_end(pid: i32) {
-    let Some(pid) = rustix::process::Pid::from_raw(pid) else { return };
-    let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { return };
-    let Ok(fd) = crate::system::watch(fd, Interest::READABLE) else { return };
-    // A pidfd is readable when its process is gone.
-    let _ = fd.readable().await;
 }
 
 fn raw_path(shared: &Shared, server: &str) -> std::path::PathBuf {

@@ -31,7 +31,11 @@ pub fn now() -> BootMillis {
 /// process for good (pids are reused).
 #[must_use]
 pub fn process_started(pid: i32) -> Option<BootMillis> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    started_in(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The same from the text of the process's `stat`.
+pub(super) fn started_in(stat: &str) -> Option<BootMillis> {
     // The command name may hold spaces and parentheses: what counts begins after its last `)`.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     if matches!(fields.first(), Some(&"Z" | &"X")) {

@@ -1,11 +1,11 @@
 //! Control groups of one workspace: `<base>/w<index>/{shell,runtime/{services/<name>,resources/<kind>,runs/<id>}}`.
 //!
 //! Membership, kill, freeze and CPU time come from cgroup v2; limits come from v2 or v1, whichever has the
-//! controller. Where neither can be used (no root), every operation succeeds without effect and [`limits_available`]
-//! says so.
+//! controller. An ordinary user has none: groups are kept by [`super::doors`] then, without limits.
 
 use super::{
     Result, SystemError,
+    doors::Doors,
     installation::{Installation, Isolation},
 };
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,9 @@ pub struct Group {
     pub v2: Option<PathBuf>,
     /// Directories in v1 hierarchies that carry limits.
     pub v1: Vec<PathBuf>,
+    /// What stands for the group where there are no cgroups for us.
+    #[serde(default)]
+    pub doors: Option<Doors>,
 }
 
 /// Limits of a group.
@@ -108,7 +111,7 @@ pub fn ensure_own(installation: &Installation, name: &str) -> Result<Group> {
         (Some(v2), Isolation::Full) => {
             let at = v2.join(base_name(installation)).join(name);
             make(&at)?;
-            Ok(Group { v2: Some(at), v1: Vec::new() })
+            Ok(Group { v2: Some(at), ..Group::default() })
         }
         (_, _) => Ok(Group::default()),
     }
@@ -128,12 +131,18 @@ impl Cgroups {
     #[must_use]
     pub fn of(installation: &Installation, index: u32) -> Self {
         if installation.isolation != Isolation::Full {
-            return Self::default();
+            let run = installation.workspace_run(index);
+            let group = |name: &str, orphans_of| {
+                let doors = Doors { dir: run.join("groups").join(name), orphans_of };
+                Group { doors: Some(doors), ..Group::default() }
+            };
+            return Self { shell: group("shell", None), runtime: group("runtime", Some(run.clone())) };
         }
         let base = PathBuf::from(base_name(installation)).join(format!("w{index}"));
         let group = |name: &str| Group {
             v2: MOUNTS.v2.as_ref().map(|at| at.join(&base).join(name)),
             v1: MOUNTS.v1.iter().map(|at| at.join(&base).join(name)).collect(),
+            doors: None,
         };
         Self { shell: group("shell"), runtime: group("runtime") }
     }
@@ -160,7 +169,12 @@ impl Cgroups {
     /// # Errors
     /// When the kernel refuses.
     pub fn runtime_child(&self, path: &str) -> Result<Group> {
-        let group = Group { v2: self.runtime.v2.as_ref().map(|at| at.join(path)), v1: self.runtime.v1.clone() };
+        let below = |doors: &Doors| Doors { dir: doors.dir.join(path), orphans_of: None };
+        let group = Group {
+            v2: self.runtime.v2.as_ref().map(|at| at.join(path)),
+            v1: self.runtime.v1.clone(),
+            doors: self.runtime.doors.as_ref().map(below),
+        };
         group.ensure()?;
         Ok(group)
     }
@@ -206,7 +220,8 @@ impl Group {
     /// # Errors
     /// When the kernel refuses.
     pub fn ensure(&self) -> Result<()> {
-        self.v2.iter().chain(&self.v1).try_for_each(|at| make(at))
+        let doors = self.doors.as_ref().map(|doors| &doors.dir);
+        self.v2.iter().chain(&self.v1).chain(doors).try_for_each(|at| make(at))
     }
 
     /// Puts a process into the group. `envforge enter` does it itself, a moment after it was started; whoever may have
@@ -215,6 +230,9 @@ impl Group {
         for file in self.membership_files() {
             // One that ended already needs no group.
             let _ = write(&file, &pid.to_string());
+        }
+        if let Some(doors) = &self.doors {
+            doors.join(pid);
         }
     }
 
@@ -258,6 +276,10 @@ impl Group {
     /// # Errors
     /// When the kernel refuses.
     pub fn kill(&self) -> Result<()> {
+        if let Some(doors) = &self.doors {
+            doors.kill();
+            return Ok(());
+        }
         match self.v2.as_ref().map(|at| write(&at.join("cgroup.kill"), "1")) {
             Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
                 Err(SystemError::new("kill a control group", error))
@@ -269,6 +291,9 @@ impl Group {
     /// Processes in the group and below.
     #[must_use]
     pub fn pids(&self) -> Vec<i32> {
+        if let Some(doors) = &self.doors {
+            return doors.pids();
+        }
         let mut found = Vec::new();
         let mut left: Vec<PathBuf> = self.v2.iter().cloned().collect();
         while let Some(at) = left.pop() {
@@ -290,6 +315,9 @@ impl Group {
     /// CPU time used by the group and below, in microseconds; 0 where the machine does not say.
     #[must_use]
     pub fn cpu_micros(&self) -> u64 {
+        if let Some(doors) = &self.doors {
+            return doors.cpu_micros();
+        }
         let Some(at) = &self.v2 else { return 0 };
         let text = fs::read_to_string(at.join("cpu.stat")).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
@@ -299,6 +327,9 @@ impl Group {
     /// Whether no process is left. A group that does not exist is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
+        if let Some(doors) = &self.doors {
+            return doors.is_empty();
+        }
         let Some(at) = &self.v2 else { return true };
         match fs::read_to_string(at.join("cgroup.events")) {
             Ok(text) => !text.lines().any(|line| line == "populated 1"),
@@ -311,6 +342,9 @@ impl Group {
     /// # Errors
     /// When the kernel gives no events.
     pub async fn wait_empty(&self) -> Result<()> {
+        if let Some(doors) = &self.doors {
+            return doors.wait_empty().await;
+        }
         let Some(at) = &self.v2 else { return Ok(()) };
         let doing = |e| SystemError::new("wait for a control group to become empty", e);
         let file = match fs::File::open(at.join("cgroup.events")) {
@@ -336,6 +370,9 @@ impl Group {
     /// # Errors
     /// When a process is still in it.
     pub fn remove(&self) -> Result<()> {
+        if let Some(doors) = &self.doors {
+            return doors.remove();
+        }
         self.v2.iter().chain(&self.v1).try_for_each(|at| remove_tree(at))
     }
 }

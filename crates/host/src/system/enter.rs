@@ -3,7 +3,14 @@
 //! Order: control groups, oom score, namespaces, terminal, groups and ids, working directory, signal mask and
 //! dispositions, close every descriptor above 2, exec with exactly the environment it was started with.
 
-use super::{Result, SystemError, accounts::Account, cgroup::Group, sandbox, sandbox::Sandbox};
+use super::{
+    Result, SystemError,
+    accounts::Account,
+    cgroup::Group,
+    door::{self, Became},
+    sandbox,
+    sandbox::Sandbox,
+};
 use nix::{
     sched::{CloneFlags, setns},
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask},
@@ -97,8 +104,8 @@ impl Entry {
     }
 }
 
-/// `envforge enter run <entry-json> -- argv…` and `envforge enter make <plan-json>`: never returns on success of the
-/// first. Called by the binary's thin main before any thread exists.
+/// `envforge enter run <entry-json> -- argv…`, which becomes that program (or, for an ordinary user, ends as it ends),
+/// `envforge enter make <plan-json>` and `envforge enter hold <plan-json>`. Called by the binary's thin main before any thread exists.
 #[must_use]
 pub fn main(args: &[String]) -> ExitCode {
     let failed = match args.split_first() {
@@ -107,10 +114,11 @@ pub fn main(args: &[String]) -> ExitCode {
             _ => Err(usage()),
         },
         Some((mode, [plan])) if mode == "make" => return sandbox::make::main(plan),
+        Some((mode, [plan])) if mode == "hold" => return sandbox::hold::main(plan),
         Some(_) | None => Err(usage()),
     };
     match failed {
-        Ok(never) => match never {},
+        Ok(code) => ExitCode::from(code),
         Err((code, error)) => {
             complain(&error);
             ExitCode::from(code)
@@ -129,9 +137,15 @@ fn usage() -> (u8, SystemError) {
     (2, SystemError::new("enter a workspace", source))
 }
 
-fn run(entry: &str, argv: &[String]) -> Result<std::convert::Infallible, (u8, SystemError)> {
+fn run(entry: &str, argv: &[String]) -> Result<u8, (u8, SystemError)> {
     let entry: Entry = serde_json::from_str(entry).map_err(|_| usage())?;
     let name = argv.first().cloned().unwrap_or_default();
+    if let Some(doors) = &entry.group.doors {
+        match door::open(&entry, doors).map_err(|e| (CANNOT_ENTER, e))? {
+            Became::Outer(status) => return Ok(door::end_like(status)),
+            Became::Command => {}
+        }
+    }
     enter(&entry).map_err(|e| (CANNOT_ENTER, e))?;
     let words: std::result::Result<Vec<CString>, _> = argv.iter().map(|word| CString::new(word.as_str())).collect();
     let words = words.map_err(|_| usage())?;
@@ -153,8 +167,9 @@ fn enter(entry: &Entry) -> Result<()> {
         // Refused on some machines (containers); the service is then only less likely to be chosen first.
         let _ = fs::write("/proc/self/oom_score_adj", entry.oom_score_adj.to_string());
     }
-    let pins: Result<Vec<fs::File>> = entry
-        .pins
+    // Behind a door the namespaces were entered already.
+    let pins = if entry.group.doors.is_some() { &[] } else { entry.pins.as_slice() };
+    let pins: Result<Vec<fs::File>> = pins
         .iter()
         .map(|pin| fs::File::open(pin).map_err(|e| SystemError::new("open the workspace's namespaces", e)))
         .collect();
@@ -185,6 +200,9 @@ fn enter(entry: &Entry) -> Result<()> {
     if std::env::set_current_dir(&entry.directory).is_err() {
         std::env::set_current_dir(sandbox::WORKSPACE)
             .map_err(|e| SystemError::new("go to the workspace's directory", e))?;
+    }
+    if entry.group.doors.is_some() {
+        door::drop_capabilities()?;
     }
     default_signals().map_err(|e| failed("reset the signals", e))?;
     close_descriptors();

@@ -3,8 +3,11 @@
 pub mod accounts;
 pub mod boot;
 pub mod cgroup;
+mod door;
+pub mod doors;
 pub mod enter;
 pub mod files;
+mod holder;
 pub mod installation;
 pub mod pty;
 pub mod sandbox;

@@ -8,7 +8,10 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::{
+    fs::StatVfsMountFlags,
+    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -63,7 +66,10 @@ fn make(plan: &Plan) -> Result<()> {
     unshare(all).map_err(failed("unshare namespaces"))?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).map_err(failed("separate the mounts"))?;
-    mounts(plan)?;
+    let trees = Trees::take(plan)?;
+    let_go_of_run()?;
+    mounts(plan, &trees)?;
+    drop(trees);
     nix::unistd::sethostname(plan.sandbox.hostname.as_str()).map_err(failed("set the host name"))?;
     say(MADE)?;
     let mut go = String::new();
@@ -98,7 +104,16 @@ fn network(batch: &str) -> Result<()> {
 
 /// A detached copy of a mount, to be attached after its old place was covered.
 pub(crate) fn detached(path: &Path) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    clone(path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+}
+
+/// The same with everything that is mounted below it.
+pub(super) fn whole(path: &Path) -> Result<OwnedFd> {
+    let one = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    clone(path, one | OpenTreeFlags::AT_RECURSIVE)
+}
+
+fn clone(path: &Path, flags: OpenTreeFlags) -> Result<OwnedFd> {
     open_tree(rustix::fs::CWD, path, flags)
         .map_err(|e| SystemError::new(format!("take the mount of {}", path.display()), e.into()))
 }
@@ -111,16 +126,32 @@ pub(crate) fn show_source(tree: &OwnedFd) -> Result<()> {
     attach(tree, Path::new(SOURCE), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY)
 }
 
-fn attach(tree: &OwnedFd, at: &Path, flags: MsFlags) -> Result<()> {
-    let doing = || format!("mount {}", at.display());
+/// Attaches a detached mount as it is.
+pub(super) fn place(tree: &OwnedFd, at: &Path) -> Result<()> {
     move_mount(tree, "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|e| SystemError::new(doing(), e.into()))?;
-    let none = None::<&str>;
-    mount(none, at, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags, none)
-        .map_err(|e| SystemError::new(doing(), e.into()))
+        .map_err(|e| SystemError::new(format!("mount {}", at.display()), e.into()))
 }
 
-fn fresh(kind: &str, at: &str, flags: MsFlags, options: &str) -> Result<()> {
+fn attach(tree: &OwnedFd, at: &Path, flags: MsFlags) -> Result<()> {
+    place(tree, at)?;
+    let none = None::<&str>;
+    mount(none, at, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags | kept(at), none)
+        .map_err(|e| SystemError::new(format!("mount {}", at.display()), e.into()))
+}
+
+/// What a mount forbids already and an ordinary user may not allow.
+fn kept(at: &Path) -> MsFlags {
+    let mut flags = MsFlags::empty();
+    if !rustix::process::geteuid().is_root()
+        && let Ok(about) = rustix::fs::statvfs(at)
+    {
+        flags.set(MsFlags::MS_NOEXEC, about.f_flag.contains(StatVfsMountFlags::NOEXEC));
+        flags.set(MsFlags::MS_RDONLY, about.f_flag.contains(StatVfsMountFlags::RDONLY));
+    }
+    flags
+}
+
+pub(super) fn fresh(kind: &str, at: &str, flags: MsFlags, options: &str) -> Result<()> {
     mount(Some(kind), at, Some(kind), flags, Some(options))
         .map_err(|e| SystemError::new(format!("mount {at}"), e.into()))
 }
@@ -131,18 +162,38 @@ fn dir(path: &str, mode: u32) -> Result<()> {
         .map_err(|e| SystemError::new(format!("make {path}"), e))
 }
 
-fn mounts(plan: &Plan) -> Result<()> {
-    let sandbox = &plan.sandbox;
-    let user = &sandbox.accounts.user;
-    let files = detached(&sandbox.files())?;
-    let tmp = detached(&sandbox.dir.join("tmp"))?;
-    let var_tmp = detached(&sandbox.dir.join("tmp"))?;
-    let data = detached(&sandbox.dir.join("data"))?;
-    let inside = detached(&sandbox.run.join("in"))?;
-    let binary = detached(&plan.binary)?;
-    let resolv = detached(&sandbox.run.join("etc/resolv.conf"))?;
-    let hosts = detached(&sandbox.run.join("etc/hosts"))?;
-    let_go_of_run()?;
+/// Mounts of the host that a workspace sees at other places.
+#[derive(Debug)]
+pub(super) struct Trees {
+    files: OwnedFd,
+    tmp: OwnedFd,
+    var_tmp: OwnedFd,
+    data: OwnedFd,
+    inside: OwnedFd,
+    binary: OwnedFd,
+    resolv: OwnedFd,
+    hosts: OwnedFd,
+}
+
+impl Trees {
+    /// Takes them while they can still be seen.
+    pub(super) fn take(plan: &Plan) -> Result<Self> {
+        let sandbox = &plan.sandbox;
+        Ok(Self {
+            files: detached(&sandbox.files())?,
+            tmp: detached(&sandbox.dir.join("tmp"))?,
+            var_tmp: detached(&sandbox.dir.join("tmp"))?,
+            data: detached(&sandbox.dir.join("data"))?,
+            inside: detached(&sandbox.run.join("in"))?,
+            binary: detached(&plan.binary)?,
+            resolv: detached(&sandbox.run.join("etc/resolv.conf"))?,
+            hosts: detached(&sandbox.run.join("etc/hosts"))?,
+        })
+    }
+}
+
+pub(super) fn mounts(plan: &Plan, trees: &Trees) -> Result<()> {
+    let user = &plan.sandbox.accounts.user;
     read_only("/")?;
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     fresh("tmpfs", "/run", quiet, "mode=0755,size=64m")?;
@@ -157,19 +208,21 @@ fn mounts(plan: &Plan) -> Result<()> {
     }
     let bin = format!("{BIN}/envforge");
     fs::write(&bin, "").map_err(|e| SystemError::new("make a mount point", e))?;
-    attach(&inside, Path::new(RUN), quiet)?;
-    attach(&data, Path::new(DATA), quiet)?;
-    attach(&binary, Path::new(&bin), quiet | MsFlags::MS_RDONLY)?;
-    attach(&files, Path::new(WORKSPACE), quiet)?;
+    attach(&trees.inside, Path::new(RUN), quiet)?;
+    attach(&trees.data, Path::new(DATA), quiet)?;
+    attach(&trees.binary, Path::new(&bin), quiet | MsFlags::MS_RDONLY)?;
+    attach(&trees.files, Path::new(WORKSPACE), quiet)?;
     resolver_target()?;
-    attach(&resolv, Path::new("/etc/resolv.conf"), quiet | MsFlags::MS_RDONLY)?;
-    attach(&hosts, Path::new("/etc/hosts"), quiet | MsFlags::MS_RDONLY)?;
-    if plan.home.exists() {
-        let home = plan.home.to_string_lossy();
-        fresh("tmpfs", &home, quiet | MsFlags::MS_RDONLY, "mode=0711,size=4k")?;
+    attach(&trees.resolv, Path::new("/etc/resolv.conf"), quiet | MsFlags::MS_RDONLY)?;
+    attach(&trees.hosts, Path::new("/etc/hosts"), quiet | MsFlags::MS_RDONLY)?;
+    // The run directory of an ordinary user may lie anywhere.
+    for covered in [&plan.home, &plan.run] {
+        if covered.exists() {
+            fresh("tmpfs", &covered.to_string_lossy(), quiet | MsFlags::MS_RDONLY, "mode=0711,size=4k")?;
+        }
     }
-    attach(&tmp, Path::new("/tmp"), quiet)?;
-    attach(&var_tmp, Path::new("/var/tmp"), quiet)?;
+    attach(&trees.tmp, Path::new("/tmp"), quiet)?;
+    attach(&trees.var_tmp, Path::new("/var/tmp"), quiet)?;
     fresh("tmpfs", "/dev/shm", quiet, "mode=1777")?;
     if Path::new("/dev/mqueue").is_dir() {
         fresh("mqueue", "/dev/mqueue", quiet | MsFlags::MS_NOEXEC, "")?;

@@ -5,6 +5,8 @@
 //! its `data`; `/tmp` is the workspace's own and stays over sleep, `/run`, `/dev/shm` are private; `/proc` hides
 //! other users' processes; the installation's home is covered; hostname is the slug.
 
+mod helper;
+pub(crate) mod hold;
 pub mod make;
 mod network;
 
@@ -12,19 +14,18 @@ use super::{
     Result, SystemError,
     accounts::{self, Accounts},
     cgroup::Cgroups,
-    enter, files,
+    door, doors, enter, files, holder,
     installation::{Installation, Isolation},
 };
 use envforge_api::{ids::WorkspaceId, names::Slug};
+use helper::Helper;
 pub use network::ensure_network;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::Stdio,
 };
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 /// Where a workspace's things are on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +65,15 @@ pub const HOME: &str = "/workspace/.home";
 
 /// Names under `/proc/<pid>/ns`, in the order in which they are entered: mounts last, since the paths change with them.
 const NAMESPACES: [&str; 4] = ["net", "ipc", "uts", "mnt"];
+/// The same for an ordinary user, whose rights over the others come from the namespace of users.
+const HELD_NAMESPACES: [&str; 6] = ["user", "net", "pid", "ipc", "uts", "mnt"];
+
+const fn names(isolation: Isolation) -> &'static [&'static str] {
+    match isolation {
+        Isolation::Full => &NAMESPACES,
+        Isolation::UserNamespaces => &HELD_NAMESPACES,
+    }
+}
 
 impl Sandbox {
     /// Where everything of workspace `index` is, whether it exists or not.
@@ -77,7 +87,7 @@ impl Sandbox {
             dir: installation.workspace_dir(workspace),
             accounts: accounts::of(installation, index),
             cgroups: Cgroups::of(installation, index),
-            pins: NAMESPACES.iter().map(|name| run.join("ns").join(name)).collect(),
+            pins: names(installation.isolation).iter().map(|name| run.join("ns").join(name)).collect(),
             address: installation.addresses(index).1.to_string(),
             run,
         }
@@ -95,8 +105,60 @@ impl Sandbox {
         self.run.join("sup.sock")
     }
 
+    /// Whether a process of ours holds the namespaces, because an ordinary user cannot pin them.
+    const fn is_held(&self) -> bool {
+        self.cgroups.shell.doors.is_some()
+    }
+
+    /// Puts the calling process, which must have one thread, into the workspace's network. Programs that it starts may
+    /// still enter the workspace.
+    ///
+    /// # Errors
+    /// When the namespaces are gone.
+    pub fn join_network(&self) -> Result<()> {
+        let pins: &[PathBuf] = match (self.is_held(), rustix::process::geteuid().is_root()) {
+            (true, _) => self.pins.get(..2).unwrap_or_default(),
+            (false, true) => self.pins.get(..1).unwrap_or_default(),
+            (false, false) => &[],
+        };
+        door::join(pins)?;
+        if self.is_held() { door::hand_down(door::TO_ENTER) } else { Ok(()) }
+    }
+
+    /// Resolves when the namespaces have ended, and every process of the workspace with them. Pinned ones never do.
+    pub async fn lost(&self) {
+        let watched = match holder::read(&self.run).filter(|_| self.is_held()) {
+            Some(holder) => doors::wait_for_end(holder.pid).await.is_ok(),
+            None => self.is_held(),
+        };
+        if !watched {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether a process of the runtime, by its number inside, lives.
+    #[must_use]
+    pub fn lives(&self, pid: i32) -> bool {
+        if !self.is_held() {
+            return super::boot::process_started(pid).is_some();
+        }
+        let numbered = |on_host: &i32| {
+            let status = fs::read_to_string(format!("/proc/{on_host}/status")).unwrap_or_default();
+            let inside = status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_ascii_whitespace().last());
+            inside.and_then(|text| text.parse().ok()) == Some(pid)
+        };
+        self.cgroups.runtime.pids().iter().any(numbered)
+    }
+
+    /// Whether processes are numbered from 1 with each life of the namespaces, so that a number in an old file may be
+    /// that of another process.
+    #[must_use]
+    pub const fn numbers_processes_itself(&self) -> bool {
+        self.is_held()
+    }
+
     fn is_pinned(&self) -> bool {
-        self.pins.iter().all(|pin| is_namespace(pin))
+        (!self.is_held() || holder::read(&self.run).is_some()) && self.pins.iter().all(|pin| is_namespace(pin))
     }
 }
 
@@ -135,8 +197,11 @@ pub async fn ensure(
     let passing = accounts::Account { uid: 0, ..accounts.user };
     files::ensure_dir_for(&sandbox.run.join("in"), 0o750, &passing)?;
     Cgroups::ensure(installation, index)?;
-    if installation.isolation == Isolation::Full && !sandbox.is_pinned() {
-        make_namespaces(installation, &sandbox).await?;
+    if !sandbox.is_pinned() {
+        match installation.isolation {
+            Isolation::Full => make_namespaces(installation, &sandbox).await?,
+            Isolation::UserNamespaces => hold_namespaces(installation, &sandbox).await?,
+        }
     }
     Ok(sandbox)
 }
@@ -149,53 +214,18 @@ pub fn find(installation: &Installation, workspace: &WorkspaceId, index: u32, ho
 }
 
 async fn make_namespaces(installation: &Installation, sandbox: &Sandbox) -> Result<()> {
-    const DOING: &str = "make the workspace's namespaces";
     ensure_private_mount(&installation.run)?;
     unpin(sandbox);
-    let etc = sandbox.run.join("etc");
-    files::ensure_dir(&etc, 0o755)?;
-    files::write_whole(&etc.join("resolv.conf"), network::resolv_conf().as_bytes(), 0o644)?;
-    let hosts = format!("127.0.0.1 localhost {0}\n::1 localhost ip6-localhost {0}\n", sandbox.hostname);
-    files::write_whole(&etc.join("hosts"), hosts.as_bytes(), 0o644)?;
+    write_etc(sandbox, &network::resolv_conf())?;
     let (gateway, address) = installation.addresses(sandbox.index);
-    let plan = make::Plan {
-        sandbox: sandbox.clone(),
-        home: installation.home.clone(),
-        run: installation.run.clone(),
-        binary: enter::own_binary()?,
-        network: network::inside(&gateway.to_string(), &address.to_string()),
-    };
-    let plan = serde_json::to_string(&plan)
-        .map_err(|e| SystemError::new(DOING, io::Error::new(io::ErrorKind::InvalidData, e)))?;
-    let mut child = tokio::process::Command::new(enter::own_binary()?)
-        .args(["enter", "make", &plan])
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| SystemError::new(DOING, e))?;
-    let (Some(mut stdin), Some(stdout), Some(mut stderr), Some(pid)) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take(), child.id())
-    else {
-        return Err(SystemError::new(DOING, io::Error::other("the helper process has no pipes")));
-    };
-    let mut lines = BufReader::new(stdout).lines();
-    let made = lines.next_line().await;
-    if !matches!(&made, Ok(Some(word)) if word == make::MADE) {
-        let mut said = String::new();
-        let _ = stderr.read_to_string(&mut said).await;
-        return Err(SystemError::new(DOING, io::Error::other(said.trim().trim_start_matches("envforge: ").to_owned())));
-    }
+    let network = network::inside(&gateway.to_string(), &address.to_string());
+    let plan = plan(installation, sandbox, network)?;
+    let mut helper = Helper::start("make", &plan)?;
+    let pid = helper.pid;
+    helper.expect(make::MADE).await?;
     network::connect(installation, sandbox.index, pid).await?;
-    stdin.write_all(b"go\n").await.map_err(|e| SystemError::new(DOING, e))?;
-    if !matches!(lines.next_line().await, Ok(Some(word)) if word == make::DONE) {
-        let mut said = String::new();
-        let _ = stderr.read_to_string(&mut said).await;
-        return Err(SystemError::new(DOING, io::Error::other(said.trim().trim_start_matches("envforge: ").to_owned())));
-    }
+    helper.say("go").await?;
+    helper.expect(make::DONE).await?;
     // Pinned last: a pin that exists belongs to a sandbox that is whole.
     files::ensure_dir(&sandbox.run.join("ns"), 0o700)?;
     for (name, pin) in NAMESPACES.iter().zip(&sandbox.pins) {
@@ -204,9 +234,46 @@ async fn make_namespaces(installation: &Installation, sandbox: &Sandbox) -> Resu
         mount(Some(from.as_str()), pin, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .map_err(|e| SystemError::new("keep the workspace's namespaces", e.into()))?;
     }
-    drop(stdin);
-    child.wait().await.map_err(|e| SystemError::new(DOING, e))?;
-    Ok(())
+    helper.end().await
+}
+
+/// Starts the process that holds the namespaces, once for whoever asks at the same time.
+async fn hold_namespaces(installation: &Installation, sandbox: &Sandbox) -> Result<()> {
+    static ONCE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _alone = ONCE.lock().await;
+    if sandbox.is_pinned() {
+        return Ok(());
+    }
+    write_etc(sandbox, &network::resolv_conf_forwarded())?;
+    let mut helper = Helper::start("hold", &plan(installation, sandbox, String::new())?)?;
+    let said = helper.expect(make::MADE).await.map_err(|e| e.with_hint(hold::HINT))?;
+    let mut numbers = said.split_ascii_whitespace().skip(1).map(str::parse::<i32>);
+    let wrong = || SystemError::new(DOING, io::Error::other("the helper process named no process"));
+    let pid = numbers.next().and_then(std::result::Result::ok).ok_or_else(wrong)?;
+    holder::write(&sandbox.run, pid, numbers.next().and_then(std::result::Result::ok), &sandbox.pins)?;
+    helper.say(hold::KEPT).await?;
+    helper.end().await
+}
+
+const DOING: &str = "make the workspace's namespaces";
+
+fn write_etc(sandbox: &Sandbox, resolv_conf: &str) -> Result<()> {
+    let etc = sandbox.run.join("etc");
+    files::ensure_dir(&etc, 0o755)?;
+    files::write_whole(&etc.join("resolv.conf"), resolv_conf.as_bytes(), 0o644)?;
+    let hosts = format!("127.0.0.1 localhost {0}\n::1 localhost ip6-localhost {0}\n", sandbox.hostname);
+    files::write_whole(&etc.join("hosts"), hosts.as_bytes(), 0o644)
+}
+
+fn plan(installation: &Installation, sandbox: &Sandbox, network: String) -> Result<String> {
+    let plan = make::Plan {
+        sandbox: sandbox.clone(),
+        home: installation.home.clone(),
+        run: installation.run.clone(),
+        binary: enter::own_binary()?,
+        network,
+    };
+    serde_json::to_string(&plan).map_err(|e| SystemError::new(DOING, io::Error::new(io::ErrorKind::InvalidData, e)))
 }
 
 /// A pin of a mount namespace needs a mount point that propagates nowhere.
@@ -223,6 +290,7 @@ fn ensure_private_mount(run: &Path) -> Result<()> {
 }
 
 fn unpin(sandbox: &Sandbox) {
+    let _ = holder::kill_now(&sandbox.run);
     for pin in &sandbox.pins {
         // Not mounted (already unpinned, or made half) is what is wanted.
         let _ = umount2(pin, MntFlags::MNT_DETACH);
@@ -240,12 +308,21 @@ pub fn release(sandbox: &Sandbox) -> bool {
     true
 }
 
+/// Ends what holds the namespaces of a workspace in which nothing is to run any more. Pinned ones hold no process.
+///
+/// # Errors
+/// When it cannot be waited for.
+pub async fn rest(sandbox: &Sandbox) -> Result<()> {
+    holder::end(&sandbox.run).await
+}
+
 /// Kills everything and removes namespaces, groups, accounts, run and workspace directories. Irreversible.
 ///
 /// # Errors
 /// When a process cannot be killed or a file cannot be removed; calling again goes on.
 pub async fn remove(installation: &Installation, sandbox: &Sandbox) -> Result<()> {
     sandbox.cgroups.remove().await?;
+    holder::end(&sandbox.run).await?;
     unpin(sandbox);
     for dir in [&sandbox.run, &sandbox.dir] {
         let at = dir.clone();
@@ -282,6 +359,10 @@ pub async fn wipe(installation: &Installation) -> Result<()> {
         network::remove(installation).await;
         let _ = umount2(&installation.run, MntFlags::MNT_DETACH);
         accounts::remove_all(installation)?;
+    } else if let Ok(entries) = fs::read_dir(&installation.run) {
+        for entry in entries.flatten() {
+            holder::end(&entry.path()).await?;
+        }
     }
     installation.release()
 }

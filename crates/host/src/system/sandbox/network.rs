@@ -6,7 +6,8 @@ use crate::system::{
     Result, SystemError,
     installation::{Installation, Isolation},
 };
-use std::{fs, io, process::Stdio};
+use nix::libc;
+use std::{fs, io, os::fd::AsRawFd, process::Stdio};
 use tokio::io::AsyncWriteExt;
 
 /// Name of the host's end of workspace `index`; at most 15 characters.
@@ -36,6 +37,33 @@ pub(super) fn resolv_conf() -> String {
         }
     }
     lines
+}
+
+/// Address at which `pasta` answers for a name server that only the machine itself can reach.
+pub(super) const FORWARDED: &str = "169.254.1.53";
+
+/// Name servers for inside an ordinary user's workspace.
+pub(super) fn resolv_conf_forwarded() -> String {
+    let text = resolv_conf();
+    if text.contains("nameserver") { text } else { format!("nameserver {FORWARDED}\n{text}") }
+}
+
+/// Turns loopback on in the caller's network.
+pub(super) fn loopback_up() -> Result<()> {
+    let doing = |e: io::Error| SystemError::new("turn loopback on", e);
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).map_err(doing)?;
+    #[allow(unsafe_code)]
+    // SAFETY: every octet of the request may be zero; the name is shorter than its field and ends with zero; the
+    // kernel reads the request only.
+    let done = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(c"lo".to_bytes()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request)
+    };
+    if done == 0 { Ok(()) } else { Err(doing(io::Error::last_os_error())) }
 }
 
 /// `ip -batch` inside.
