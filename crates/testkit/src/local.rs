@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::{
     fs,
     io::{BufRead, BufReader},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -16,6 +16,16 @@ pub struct Local {
     dir: tempfile::TempDir,
     binary: PathBuf,
     boot_id: PathBuf,
+    user: Option<User>,
+}
+
+/// An ordinary user of the machine.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
 }
 
 /// The longest a test waits for anything. Not a performance claim: only what separates "slow" from "never".
@@ -28,11 +38,29 @@ impl Local {
     /// When it does not start.
     #[must_use]
     pub fn start(binary: &Path) -> Self {
+        Self::start_as(binary, None)
+    }
+
+    /// The same as an ordinary user, with nothing of the caller's environment but PATH. The caller is root.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_as(binary: &Path, user: Option<User>) -> Self {
         let dir = tempfile::Builder::new().prefix("ef").tempdir().expect("temp dir");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         let boot_id = dir.path().join("boot_id");
         fs::write(&boot_id, "11111111-1111-4111-8111-111111111111\n").expect("write");
-        let local = Self { dir, binary: binary.to_owned(), boot_id };
+        let local = Self { dir, binary: binary.to_owned(), boot_id, user };
+        if let Some(user) = &local.user {
+            let give = |dir: &Path| std::os::unix::fs::chown(dir, Some(user.uid), Some(user.gid)).expect("chown");
+            give(local.dir.path());
+            for own in ["user", "run"] {
+                let own = local.dir.path().join(own);
+                fs::create_dir(&own).expect("make a directory");
+                give(&own);
+            }
+        }
         let out = local.run(&["local", "start"]);
         assert!(out.status.success(), "local start: {}", String::from_utf8_lossy(&out.stderr));
         local
@@ -60,6 +88,11 @@ impl Local {
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
+        if let Some(user) = &self.user {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            command.uid(user.uid).gid(user.gid).current_dir(self.dir.path()).env_clear().env("PATH", path);
+            command.env("HOME", self.dir.path().join("user")).env("XDG_RUNTIME_DIR", self.dir.path().join("run"));
+        }
         command
             .args(args)
             .env_remove("ENVFORGE_SERVER")
