@@ -2,10 +2,7 @@
 //! has, and a broken workspace says what is wrong and works once that is mended.
 
 use super::{start, works};
-use envforge_testkit::{
-    fixture::{Fixture, bash},
-    local::Local,
-};
+use envforge_testkit::{fixture::bash, local::Local};
 use std::{
     fs,
     os::unix::fs::PermissionsExt,

@@ -170,7 +170,16 @@ trap 'rm -f -- "$GIT_CONFIG_GLOBAL"' EXIT
 printf '[safe]\n\tdirectory = *\n[advice]\n\tdetachedHead = false\n' >"$GIT_CONFIG_GLOBAL"
 half=.making-$1
 rm -rf -- "$half"
-if git --git-dir="$2" rev-parse -q --verify "refs/heads/$3" >/dev/null; then
+if [ "$2" = - ]; then
+  bundle=$(mktemp)
+  trap 'rm -f -- "$GIT_CONFIG_GLOBAL" "$bundle"' EXIT
+  cat >"$bundle"
+  set -- "$1" "$bundle" "$3" "$4" "$5"
+  has() { git bundle list-heads "$2" "refs/heads/$3" | grep -q .; }
+else
+  has() { git --git-dir="$2" rev-parse -q --verify "refs/heads/$3" >/dev/null; }
+fi
+if has "$@"; then
   git clone -q --no-hardlinks --template= --branch "$3" -- "$2" "$half"
 else
   git clone -q --no-hardlinks --template= -- "$2" "$half"
@@ -187,12 +196,13 @@ mv -T -- "$half" "$1"
 async fn clone(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox, checkout: &Checkout) -> Result<(), Trouble> {
     let cache = cache_of(hub, &checkout.repo);
     let mut entry = Entry::new(sandbox, As::User, &sandbox.cgroups.shell, WORKSPACE);
-    let seen_at = match hub.installation.isolation {
+    let (seen_at, stdin) = match hub.installation.isolation {
         Isolation::Full => {
             entry.source = Some(cache);
-            SOURCE.to_owned()
+            (SOURCE.to_owned(), Stdio::null())
         }
-        Isolation::UserNamespaces => cache.to_string_lossy().into_owned(),
+        // An ordinary user cannot show a directory of the host inside: it comes as one file, through a pipe.
+        Isolation::UserNamespaces => ("-".to_owned(), Stdio::from(bundle(hub, sandbox, checkout, &cache).await?)),
     };
     let from = intent.from.clone().unwrap_or_default();
     let words = ["/bin/sh", "-c", CLONE, "clone", &checkout.directory, &seen_at];
@@ -209,7 +219,7 @@ async fn clone(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox, checkout:
     let environment: BTreeMap<String, String> =
         environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let mut shell = entry.command(&argv, &environment).map_err(super::trouble)?;
-    shell.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    shell.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     run(shell, NETWORK).await.map(drop).map_err(|why| {
         let reason = format!("{} cannot be checked out on {}: {why}", checkout.directory, intent.branch);
         let hint = if why.starts_with("something else") {
@@ -219,6 +229,17 @@ async fn clone(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox, checkout:
         };
         Trouble::new(reason, hint)
     })
+}
+
+/// Everything of a cache in one file that is open for reading and has no name any more.
+async fn bundle(hub: &Hub, sandbox: &Sandbox, checkout: &Checkout, cache: &Path) -> Result<std::fs::File, Trouble> {
+    let path = sandbox.dir.join("state").join(format!("{}.bundle", checkout.directory));
+    let mut command = git(hub, &hub.cache_account, cache);
+    command.args(["bundle", "create", "-q"]).arg(&path).args(["--all", "HEAD"]);
+    run(command, NETWORK).await.map_err(|why| unreachable(&checkout.directory, &why))?;
+    let file = std::fs::File::open(&path);
+    let _ = std::fs::remove_file(&path);
+    file.map_err(|e| Trouble::new(format!("cannot read the clone of {}: {e}", checkout.directory), "look at the disk"))
 }
 
 /// Which repositories have the branch, by `git ls-remote` as the cache's account.
