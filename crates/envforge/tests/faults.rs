@@ -88,18 +88,18 @@ fn a_killed_host_daemon_touches_no_process_and_the_meter_has_neither_gap_nor_ove
     local.ok(&["up", "w", "--no-attach", "--", "sleep", "1000"]);
     leave_marks(&local, "w");
     let dir = local.workspace_dir("w");
-    let (shell, runtime) = (local.pids_in("w0/shell"), local.pids_in("w0/runtime"));
+    let running = || {
+        let services = local.pids_in("w0/runtime/services");
+        (local.pids_in("w0/shell"), services[..2].to_vec(), local.server(0, "database"), local.server(0, "redis"))
+    };
+    let before_kill = running();
     let ticks = || local.ok(&["logs", "w", "api.ticker"]).lines().count();
     let before = ticks();
 
     let killed = local.kill("host");
     assert!(!lives(killed));
     local.wait_healthy("w");
-    assert_eq!(shell, local.pids_in("w0/shell"));
-    let now = local.pids_in("w0/runtime");
-    for pid in runtime.iter().filter(|pid| lives(**pid)) {
-        assert!(now.contains(pid));
-    }
+    assert_eq!(running(), before_kill, "no process was touched");
     assert_eq!(local.curl_json("w", "http://localhost:3000/")["rows"], 1);
     envforge_testkit::machine::eventually("logs go on", || (ticks() > before).then_some(()));
 

@@ -96,6 +96,15 @@ impl Fixture {
         Self { web, api, project_file }
     }
 
+    /// A branch whose runtime sleeps after so long idle, such as `2s`.
+    ///
+    /// # Panics
+    /// When git fails.
+    pub fn sleeps_after(&self, branch: &str, after: &str) {
+        let text = WEB_YML.replace("after: 10m", &format!("after: {after}"));
+        Self::commit(&self.web, branch, "envforge.yml", &text);
+    }
+
     /// Commits a changed file to a branch of a bare repository (made from `main` where new).
     ///
     /// # Panics

@@ -78,6 +78,15 @@ impl Terminal {
         self.stdin.write_all(keys.as_bytes()).and_then(|()| self.stdin.flush()).expect("the terminal is there");
     }
 
+    /// Whether it is still open.
+    ///
+    /// # Panics
+    /// When the system does not say.
+    #[must_use]
+    pub fn is_open(&mut self) -> bool {
+        self.child.try_wait().expect("its state").is_none()
+    }
+
     /// Detaches from tmux, by its command (a terminal that answers no questions makes tmux forget a prefix key that is
     /// typed in its first second), and waits for the end; the exit status.
     ///
