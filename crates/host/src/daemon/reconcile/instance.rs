@@ -1,0 +1,203 @@
+//! One runtime instance from the daemon's side: started, adopted after a start of the daemon, replaced when its
+//! supervisor was lost, ended.
+
+use super::{Memory, change, read_json, set_up_behind};
+use crate::{
+    daemon::{
+        hub::{Hub, Workspace},
+        runtime, supervisor,
+    },
+    supervise::{
+        meter,
+        protocol::{Ended, RuntimeSpec, Snapshot},
+    },
+    system::{boot, sandbox, sandbox::Sandbox},
+};
+use envforge_api::{host::WorkspaceIntent, states::Trouble, time::Timestamp};
+use std::{fs, sync::Arc, time::Duration};
+use tokio::sync::{Mutex, mpsc};
+
+/// How long a new supervisor may take until it listens.
+const SUPERVISOR_START: Duration = Duration::from_secs(20);
+
+/// After a start of the daemon: what runs, what ended meanwhile, what was lost.
+pub(super) async fn adopt(hub: &Hub, workspace: &Workspace, memory: &mut Memory) {
+    let dir = hub.installation.workspace_dir(&workspace.id);
+    memory.acted_restarts = read_json(&dir.join("state").join("restarts.json")).unwrap_or_default();
+    memory.ended = read_json(&dir.join("state").join("ended.json"));
+    let Some(spec) = read_json::<RuntimeSpec>(&runtime::spec_path(&dir)) else { return };
+    let ended = memory.ended.as_ref().is_some_and(|ended| ended.instance == spec.instance);
+    let snapshot = memory.ended.as_ref().filter(|_| ended).map(|e| (*e.snapshot).clone());
+    change(hub, workspace, |facts| {
+        facts.size = Some(spec.size);
+        facts.snapshot = snapshot;
+    });
+    if ended {
+        memory.spec = Some(spec);
+        return;
+    }
+    if boot::boot_id().is_ok_and(|boot| boot != spec.boot) {
+        // The machine was restarted: nothing of this instance is left, and nobody observed its end.
+        memory.ended = None;
+        if let Err(error) = meter::end_after_reboot(&meter::path_of(&dir, &spec.instance), "reboot") {
+            tracing::error!(workspace = %workspace.id, %error, "the readings of a runtime that a reboot ended cannot be closed");
+        }
+        return;
+    }
+    let sandbox = spec.sandbox.clone();
+    memory.spec = Some(spec);
+    match supervisor::connect(&sandbox).await {
+        Ok((supervisor, snapshots)) => connected(hub, workspace, memory, supervisor, snapshots).await,
+        Err(_) => memory.lost = true,
+    }
+}
+
+async fn connected(
+    hub: &Hub,
+    workspace: &Workspace,
+    memory: &mut Memory,
+    supervisor: Arc<supervisor::Supervisor>,
+    mut snapshots: mpsc::UnboundedReceiver<Snapshot>,
+) {
+    // The first snapshot follows the greeting; before it nothing is known.
+    let first = tokio::time::timeout(SUPERVISOR_START, snapshots.recv()).await.ok().flatten();
+    memory.lost = first.is_none();
+    memory.snapshots = first.is_some().then_some(snapshots);
+    change(hub, workspace, |facts| {
+        facts.supervisor = first.is_some().then_some(supervisor);
+        facts.snapshot = first;
+        facts.starting = None;
+        facts.failed = None;
+    });
+}
+
+/// A snapshot, or the end of the line.
+pub(super) fn heard(hub: &Hub, workspace: &Workspace, memory: &mut Memory, snapshot: Option<Snapshot>) {
+    if let Some(snapshot) = snapshot {
+        change(hub, workspace, |facts| facts.snapshot = Some(snapshot));
+        return;
+    }
+    memory.snapshots = None;
+    let dir = hub.installation.workspace_dir(&workspace.id);
+    let ended: Option<Ended> = read_json(&dir.join("state").join("ended.json"));
+    let instance = memory.spec.as_ref().map(|spec| spec.instance.clone());
+    match ended.filter(|ended| Some(&ended.instance) == instance.as_ref()) {
+        Some(ended) => {
+            let last = (*ended.snapshot).clone();
+            memory.ended = Some(ended);
+            change(hub, workspace, |facts| {
+                facts.supervisor = None;
+                facts.snapshot = Some(last);
+            });
+        }
+        None => {
+            tracing::warn!(workspace = %workspace.id, "the runtime's supervisor was lost; it is replaced");
+            memory.lost = true;
+            change(hub, workspace, |facts| facts.supervisor = None);
+        }
+    }
+}
+
+pub(super) async fn start(
+    hub: &Arc<Hub>,
+    workspace: &Arc<Workspace>,
+    intent: &WorkspaceIntent,
+    memory: &mut Memory,
+    setup: &Arc<Mutex<()>>,
+) {
+    change(hub, workspace, |facts| facts.starting = Some(Timestamp::now()));
+    let outcome = try_start(hub, workspace, intent, memory, setup).await;
+    if let Err(trouble) = outcome {
+        tracing::warn!(workspace = %workspace.id, reason = %trouble.reason, "a runtime could not be started");
+        change(hub, workspace, |facts| {
+            facts.starting = None;
+            facts.failed = Some((intent.generation, trouble, Timestamp::now()));
+        });
+    }
+}
+
+async fn try_start(
+    hub: &Arc<Hub>,
+    workspace: &Arc<Workspace>,
+    intent: &WorkspaceIntent,
+    memory: &mut Memory,
+    setup: &Arc<Mutex<()>>,
+) -> Result<(), Trouble> {
+    let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
+    // Namespaces may have been given back while nothing ran.
+    let made =
+        sandbox::ensure(&hub.installation, &workspace.id, workspace.index, &intent.slug).await.map_err(system)?;
+    workspace.sandbox.send_replace(Some(made.clone()));
+    let (spec, description) = runtime::write_spec(hub, workspace, intent, &made).await?;
+    super::update::remember_restarts(&made, intent, memory);
+    change(hub, workspace, |facts| {
+        facts.size = Some(spec.size);
+        facts.diagnostics = description.diagnostics();
+        facts.stale.clear();
+    });
+    memory.ended = None;
+    memory.spec = Some(spec);
+    launch(hub, workspace, &made, memory).await?;
+    set_up_behind(hub, workspace, intent.clone(), made, setup);
+    Ok(())
+}
+
+/// Starts a supervisor and waits until it listens.
+async fn launch(hub: &Hub, workspace: &Workspace, made: &Sandbox, memory: &mut Memory) -> Result<(), Trouble> {
+    let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
+    let mut child = supervisor::start(made, &runtime::spec_path(&made.dir)).map_err(system)?;
+    let mut pause = Duration::from_millis(1);
+    let deadline = tokio::time::Instant::now() + SUPERVISOR_START;
+    let line = loop {
+        match supervisor::connect(made).await {
+            Ok(line) => break Some(line),
+            Err(_) if tokio::time::Instant::now() > deadline => break None,
+            Err(_) => {}
+        }
+        tokio::select! {
+            // It may have slept already, or said why it cannot run in logs/supervisor.err.
+            _ = child.wait() => break None,
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_millis(50)),
+        }
+    };
+    // Reaps it when it ends; it is not ended with us.
+    tokio::spawn(async move { child.wait().await });
+    match line {
+        Some((supervisor, snapshots)) => {
+            connected(hub, workspace, memory, supervisor, snapshots).await;
+            Ok(())
+        }
+        None => {
+            let said = fs::read_to_string(made.dir.join("logs").join("supervisor.err")).unwrap_or_default();
+            let last = said.lines().last().unwrap_or("it ended without a word").trim_start_matches("envforge: ");
+            Err(Trouble::new(
+                format!("the runtime's supervisor does not run: {last}"),
+                "wake again; `envforge doctor` says what the machine lacks",
+            ))
+        }
+    }
+}
+
+pub(super) async fn replace(hub: &Arc<Hub>, workspace: &Arc<Workspace>, memory: &mut Memory, setup: &Arc<Mutex<()>>) {
+    let Some(made) = memory.spec.as_ref().map(|spec| spec.sandbox.clone()) else {
+        memory.lost = false;
+        return;
+    };
+    // Whatever the lost one had not read to the end is running still; the new one takes it over. Namespaces that were
+    // lost with it are made again.
+    let there = sandbox::ensure(&hub.installation, &workspace.id, workspace.index, &made.hostname).await;
+    let launched = match there {
+        Ok(_) => launch(hub, workspace, &made, memory).await,
+        Err(error) => Err(Trouble::new(error.to_string(), error.hint)),
+    };
+    match launched {
+        Ok(()) => {
+            let intent = workspace.intent.borrow().clone();
+            set_up_behind(hub, workspace, intent, made, setup);
+        }
+        Err(trouble) => {
+            tracing::error!(workspace = %workspace.id, reason = %trouble.reason, "a supervisor cannot be replaced");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! A runtime that stays awake: services started, stopped and restarted, holds, edits of envforge.yml.
+
+use super::{Memory, change, set_up_behind};
+use crate::{
+    daemon::{
+        hub::{Hub, Workspace},
+        runtime, shell,
+    },
+    supervise::protocol::Ask,
+    system::{files, sandbox::Sandbox},
+};
+use envforge_api::{host::WorkspaceIntent, names::ServiceName, time::Timestamp};
+use envforge_manifest::FoundManifest;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use tokio::sync::Mutex;
+
+pub(super) fn remember_restarts(made: &Sandbox, intent: &WorkspaceIntent, memory: &mut Memory) {
+    memory.acted_restarts.clone_from(&intent.restarts);
+    let bytes = serde_json::to_vec(&memory.acted_restarts).unwrap_or_default();
+    if let Err(error) = files::write_durably(&made.dir.join("state").join("restarts.json"), &bytes, 0o600) {
+        tracing::error!(%error, "acted restarts cannot be kept: they may be done again");
+    }
+}
+
+/// Services were stopped, started or restarted, or a hold changed, while the runtime is awake.
+pub(super) async fn update(
+    hub: &Arc<Hub>,
+    workspace: &Arc<Workspace>,
+    intent: &WorkspaceIntent,
+    memory: &mut Memory,
+    setup: &Arc<Mutex<()>>,
+) {
+    let facts = workspace.runtime.borrow().clone();
+    let (Some(supervisor), Some(snapshot), Some(spec)) = (facts.supervisor, facts.snapshot, memory.spec.clone()) else {
+        return;
+    };
+    let made = spec.sandbox.clone();
+    let asked: BTreeSet<ServiceName> = intent
+        .restarts
+        .iter()
+        .filter(|(name, count)| memory.acted_restarts.get(*name).copied().unwrap_or(0) < **count)
+        .map(|(name, _)| name.clone())
+        .collect();
+    let description = match runtime::describe(intent, &made).await {
+        Ok(description) => description,
+        Err(trouble) => {
+            change(hub, workspace, |facts| facts.failed = Some((intent.generation, trouble, Timestamp::now())));
+            return;
+        }
+    };
+    let was_stopped =
+        runtime::stopped_processes(&spec.services, &spec.stopped.iter().filter_map(|s| s.parse().ok()).collect());
+    let stopped = runtime::stopped_processes(&description.processes, &intent.stopped);
+    // An invalid edit leaves what runs untouched: a service that became blocked is not restarted.
+    let fresh: Vec<_> = description
+        .processes
+        .iter()
+        .filter(|p| {
+            asked.iter().any(|s| s.as_str() == p.service)
+                || (was_stopped.contains(&p.name) && !stopped.contains(&p.name))
+        })
+        .filter(|p| {
+            p.blocked.is_none() || !spec.services.iter().any(|known| known.name == p.name && known.blocked.is_none())
+        })
+        .cloned()
+        .map(|process| runtime::with_resources_of(&spec.resources, process))
+        .collect();
+    let restart: BTreeSet<String> =
+        fresh.iter().filter(|p| asked.iter().any(|s| s.as_str() == p.service)).map(|p| p.name.clone()).collect();
+    if let Err(error) = runtime::write_env_files(&made, &description) {
+        tracing::error!(%error, "environment files cannot be written");
+    }
+    let mut next = spec;
+    for process in &fresh {
+        match next.services.iter_mut().find(|known| known.name == process.name) {
+            Some(known) => *known = process.clone(),
+            None => next.services.push(process.clone()),
+        }
+    }
+    next.stopped.clone_from(&stopped);
+    next.generation = intent.generation;
+    next.hold_until = intent.hold_until;
+    if let Err(error) = serde_json::to_vec(&next)
+        .map_err(std::io::Error::from)
+        .and_then(|bytes| files::write_durably(&runtime::spec_path(&made.dir), &bytes, 0o600).map_err(|e| e.source))
+    {
+        tracing::error!(%error, "the runtime's description cannot be written");
+    }
+    memory.spec = Some(next);
+    let waits_for_shell = fresh.iter().any(|p| p.awaits_shell);
+    if waits_for_shell {
+        // Edited steps run again before the service does.
+        set_up_behind(hub, workspace, intent.clone(), made.clone(), setup);
+    }
+    let hold = supervisor.ask(Ask::Hold { until: intent.hold_until }).await;
+    let asked = Ask::Update { processes: fresh, restart, stopped, generation: intent.generation };
+    match hold.and(supervisor.ask(asked).await) {
+        Ok(()) => {
+            remember_restarts(&made, intent, memory);
+            // Until its own word comes: the same step is not taken twice.
+            change(hub, workspace, |facts| {
+                facts.diagnostics = description.diagnostics();
+                if let Some(known) = &mut facts.snapshot {
+                    known.generation = intent.generation.max(known.generation);
+                }
+            });
+        }
+        Err(trouble) => {
+            tracing::info!(workspace = %workspace.id, reason = %trouble.reason, generation = %snapshot.generation, "the runtime takes no update now");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Compares the envforge.yml files of an awake runtime with what it runs.
+pub(super) async fn look_for_edits(hub: &Hub, workspace: &Workspace, intent: &WorkspaceIntent) {
+    let (Some(made), Some(snapshot)) =
+        (workspace.sandbox.borrow().clone(), workspace.runtime.borrow().snapshot.clone())
+    else {
+        return;
+    };
+    let found = shell::read_manifests(&made, &intent.spec).await;
+    let mut stale = BTreeSet::new();
+    let mut diagnostics = Vec::new();
+    for (service, manifest) in &found {
+        let digest = match manifest {
+            FoundManifest::Good(manifest) => manifest.digest.clone(),
+            FoundManifest::Bad(findings) => {
+                diagnostics.extend(findings.iter().cloned());
+                String::from("bad")
+            }
+            FoundManifest::Missing(_) => String::from("missing"),
+        };
+        let prefix = format!("{service}.");
+        for (name, known) in &snapshot.digests {
+            if (name == service.as_str() || name.starts_with(&prefix)) && *known != digest {
+                stale.insert(name.clone());
+            }
+        }
+    }
+    let same = {
+        let facts = workspace.runtime.borrow();
+        facts.stale == stale && facts.diagnostics == diagnostics
+    };
+    if !same {
+        change(hub, workspace, |facts| {
+            facts.stale = stale;
+            facts.diagnostics = diagnostics;
+        });
+    }
+}
