@@ -67,7 +67,8 @@ pub struct Meter {
     next: u64,
     template: Reading,
     group: Group,
-    closed: bool,
+    /// Why the instance ended, once it did.
+    closed: Option<String>,
 }
 
 impl Meter {
@@ -97,8 +98,14 @@ impl Meter {
             oldest_process: None,
             ended: None,
         };
-        let closed = before.last().is_some_and(|last| last.ended.is_some());
+        let closed = before.last().and_then(|last| last.ended.clone());
         Ok(Self { path, next: before.len() as u64, template, group: group.clone(), closed })
+    }
+
+    /// Why the instance ended, if its last reading was taken.
+    #[must_use]
+    pub fn closed(&self) -> Option<&str> {
+        self.closed.as_deref()
     }
 
     /// Takes a reading now.
@@ -123,10 +130,10 @@ impl Meter {
         oldest_process: Option<envforge_api::time::BootMillis>,
         ended: Option<String>,
     ) -> io::Result<()> {
-        if self.closed {
+        if self.closed.is_some() {
             return Ok(());
         }
-        let closes = ended.is_some();
+        let closes = ended.clone();
         let reading = Reading { n: self.next, at: boot::now(), oldest_process, ended, ..self.template.clone() };
         append(&self.path, &reading)?;
         self.next += 1;

@@ -60,6 +60,9 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
     tokio::pin!(lost);
     let (events, mut happened) = mpsc::unbounded_channel();
     let mut runtime = Runtime::new(spec, events.clone())?;
+    if let Some(reason) = runtime.closed() {
+        return runtime.finish(&reason);
+    }
     runtime.take_over().await?;
     link::listen(&runtime, events.clone())?;
     runtime.begin();

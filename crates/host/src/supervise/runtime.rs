@@ -163,6 +163,12 @@ impl Runtime {
         Ok(())
     }
 
+    /// Why this instance ended, if an earlier supervisor closed its meter and got no further: nothing of it may run
+    /// again.
+    pub(super) fn closed(&self) -> Option<String> {
+        self.meter.closed().map(str::to_owned)
+    }
+
     /// Starts the clock: readings and the idle judge.
     pub(super) fn begin(&mut self) {
         self.note(LogLevel::Info, &format!("waking ({})", self.spec.trigger));

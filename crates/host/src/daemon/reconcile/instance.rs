@@ -50,6 +50,26 @@ pub(super) async fn adopt(hub: &Hub, workspace: &Workspace, memory: &mut Memory)
         Ok((supervisor, snapshots)) => connected(hub, workspace, memory, supervisor, snapshots).await,
         Err(_) => memory.lost = true,
     }
+    if memory.lost {
+        note_end(hub, workspace, memory);
+    }
+}
+
+/// Whether the instance came to its end: a supervisor that is gone was lost only if it left no word of that. Asked
+/// after it was found gone, for it may have ended a moment before.
+fn note_end(hub: &Hub, workspace: &Workspace, memory: &mut Memory) -> bool {
+    let dir = hub.installation.workspace_dir(&workspace.id);
+    let instance = memory.spec.as_ref().map(|spec| &spec.instance);
+    let ended: Option<Ended> = read_json(&dir.join("state").join("ended.json"));
+    let Some(ended) = ended.filter(|ended| Some(&ended.instance) == instance) else { return false };
+    let last = (*ended.snapshot).clone();
+    memory.lost = false;
+    memory.ended = Some(ended);
+    change(hub, workspace, |facts| {
+        facts.supervisor = None;
+        facts.snapshot = Some(last);
+    });
+    true
 }
 
 async fn connected(
@@ -78,23 +98,10 @@ pub(super) fn heard(hub: &Hub, workspace: &Workspace, memory: &mut Memory, snaps
         return;
     }
     memory.snapshots = None;
-    let dir = hub.installation.workspace_dir(&workspace.id);
-    let ended: Option<Ended> = read_json(&dir.join("state").join("ended.json"));
-    let instance = memory.spec.as_ref().map(|spec| spec.instance.clone());
-    match ended.filter(|ended| Some(&ended.instance) == instance.as_ref()) {
-        Some(ended) => {
-            let last = (*ended.snapshot).clone();
-            memory.ended = Some(ended);
-            change(hub, workspace, |facts| {
-                facts.supervisor = None;
-                facts.snapshot = Some(last);
-            });
-        }
-        None => {
-            tracing::warn!(workspace = %workspace.id, "the runtime's supervisor was lost; it is replaced");
-            memory.lost = true;
-            change(hub, workspace, |facts| facts.supervisor = None);
-        }
+    if !note_end(hub, workspace, memory) {
+        tracing::warn!(workspace = %workspace.id, "the runtime's supervisor was lost; it is replaced");
+        memory.lost = true;
+        change(hub, workspace, |facts| facts.supervisor = None);
     }
 }
 
@@ -151,7 +158,12 @@ async fn launch(hub: &Hub, workspace: &Workspace, made: &Sandbox, memory: &mut M
     let line = loop {
         match supervisor::connect(made).await {
             Ok(line) => break Some(line),
-            Err(_) if tokio::time::Instant::now() > deadline => break None,
+            Err(_) if tokio::time::Instant::now() > deadline => {
+                // What it began is found by the one that replaces it.
+                let _ = child.start_kill();
+                memory.lost = true;
+                break None;
+            }
             Err(_) => {}
         }
         tokio::select! {
@@ -183,6 +195,10 @@ pub(super) async fn replace(hub: &Arc<Hub>, workspace: &Arc<Workspace>, memory: 
         memory.lost = false;
         return;
     };
+    // Started on an instance that ended after all, it would run what nobody measures.
+    if note_end(hub, workspace, memory) {
+        return;
+    }
     // Whatever the lost one had not read to the end is running still; the new one takes it over. Namespaces that were
     // lost with it are made again.
     let there = sandbox::ensure(&hub.installation, &workspace.id, workspace.index, &made.hostname).await;

@@ -21,13 +21,7 @@ use envforge_api::{
     states::{RuntimeState, ShellState, Stated, Trouble},
     time::Timestamp,
 };
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
