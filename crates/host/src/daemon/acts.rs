@@ -9,7 +9,7 @@ use crate::{
         process,
         protocol::{Ask, RunFrame, RunOrder, RunPart},
         redact::Redactor,
-        runs::output_path,
+        runs::{output_path, prune_outputs},
     },
     system::{
         enter::{As, Entry},
@@ -335,6 +335,7 @@ async fn run_in_shell(
     let disk = |e: std::io::Error| {
         Trouble::new(format!("cannot keep the run's output: {e}"), "look at the free space of the disk")
     };
+    prune_outputs(&sandbox.dir);
     let path = output_path(&sandbox.dir, id);
     let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(disk)?;
     let output = ShellOutput { file: std::sync::Mutex::new(file), redactor: Redactor::new(&description.secrets) };

@@ -49,6 +49,23 @@ pub fn output_path(workspace_dir: &Path, id: &CommandId) -> PathBuf {
     workspace_dir.join("runs").join(format!("{id}.out"))
 }
 
+/// Ended runs that are remembered for a daemon that was away: more than anyone follows at once.
+const REMEMBERED: usize = 64;
+/// Outputs that are kept.
+const KEPT: usize = 256;
+
+/// Removes the oldest outputs of a workspace beyond those that are kept.
+pub fn prune_outputs(workspace_dir: &Path) {
+    let Ok(entries) = fs::read_dir(workspace_dir.join("runs")) else { return };
+    // Ids are in the order in which they were made, and so are their files.
+    let mut all: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    all.sort_unstable();
+    for old in all.iter().rev().skip(KEPT) {
+        // One that stays takes space, nothing else.
+        let _ = fs::remove_file(old);
+    }
+}
+
 impl Runtime {
     pub(super) fn running_commands(&self) -> Vec<String> {
         let under_way = self.runs.values().filter(|run| !run.state.is_final());
@@ -72,6 +89,12 @@ impl Runtime {
             exit_code: None,
             reason: None,
         };
+        let ended: Vec<CommandId> =
+            self.runs.iter().filter(|(_, run)| run.state.is_final()).map(|(id, _)| id.clone()).collect();
+        for old in ended.iter().rev().skip(REMEMBERED) {
+            self.runs.remove(old);
+        }
+        prune_outputs(&self.shared.sandbox.dir);
         self.runs.insert(order.id.clone(), run);
         let shared = Rc::clone(&self.shared);
         // Ends with its command; a sleep or a cancellation ends the group, and the command with it.
