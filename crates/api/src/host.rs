@@ -242,6 +242,22 @@ pub struct WorkspaceReport {
     /// What keeps it awake, as the idle judge sees it.
     #[serde(default)]
     pub activity: Activity,
+    /// Restarts that were refused because what runs must not be exchanged for something that cannot.
+    #[serde(default)]
+    pub refused: Vec<Refusal>,
+}
+
+/// The newest refusal to restart a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Refusal {
+    /// Which.
+    #[schema(value_type = String)]
+    pub service: ServiceName,
+    /// The intent that asked for it.
+    #[schema(value_type = u64)]
+    pub generation: Generation,
+    /// Why.
+    pub reason: String,
 }
 
 /// A layer's state and how it stands to the intent.

@@ -71,7 +71,7 @@ pub(crate) fn judge(command: &Open, report: &WorkspaceReport) -> Progress {
             Phase::Settled | Phase::Working => Progress::Running,
         },
         CommandKind::ControlService => match &command.order {
-            Some(order) => services(order, command.requested_at, report, asleep),
+            Some(order) => services(order, command, report, asleep),
             None => Progress::Unknown,
         },
         CommandKind::DeleteWorkspace => match (&report.shell.phase, report.shell.stated.state) {
@@ -84,7 +84,7 @@ pub(crate) fn judge(command: &Open, report: &WorkspaceReport) -> Progress {
     }
 }
 
-fn services(order: &ServiceOrder, requested_at: Timestamp, report: &WorkspaceReport, asleep: bool) -> Progress {
+fn services(order: &ServiceOrder, command: &Open, report: &WorkspaceReport, asleep: bool) -> Progress {
     match (order.verb, asleep) {
         (ServiceVerb::Stop, true) => return Progress::Succeeded,
         (ServiceVerb::Start | ServiceVerb::Restart, true) => {
@@ -98,9 +98,14 @@ fn services(order: &ServiceOrder, requested_at: Timestamp, report: &WorkspaceRep
     let mut bad = Vec::new();
     let mut waiting = false;
     for name in &order.names {
+        let refusal = report.refused.iter().find(|r| r.service == *name && r.generation >= command.generation);
+        if let (ServiceVerb::Restart, Some(refusal)) = (order.verb, refusal) {
+            bad.push(format!("{name}: it runs on as it was, because {}", refusal.reason));
+            continue;
+        }
         match report.services.iter().find(|service| service.name == name.as_str()) {
             None => waiting = true,
-            Some(service) => match one(order.verb, requested_at, service) {
+            Some(service) => match one(order.verb, command.requested_at, service) {
                 Progress::Failed(reason) => bad.push(format!("{name}: {reason}")),
                 Progress::Unknown | Progress::Running => waiting = true,
                 Progress::Succeeded => {}

@@ -38,6 +38,7 @@ fn said(accepted: u64, runtime: RuntimeState, phase: Phase) -> WorkspaceReport {
         steps: vec![],
         diagnostics: vec![],
         activity: Activity::default(),
+        refused: vec![],
     }
 }
 

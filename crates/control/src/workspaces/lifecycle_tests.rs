@@ -32,6 +32,7 @@ fn reported(accepted: Generation, state: RuntimeState, phase: Phase) -> Workspac
         steps: vec![],
         diagnostics: vec![],
         activity: envforge_api::host::Activity::default(),
+        refused: vec![],
     }
 }
 

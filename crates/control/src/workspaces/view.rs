@@ -53,6 +53,12 @@ pub(crate) fn assemble(
 
 fn shell(row: &Row, report: Option<&WorkspaceReport>) -> Stated<ShellState> {
     match (report, row.desired.shell) {
+        // It failed before this was asked: it is tried again.
+        (Some(report), DesiredShell::Ready)
+            if report.accepted < row.generation && report.shell.stated.state == ShellState::Failed =>
+        {
+            Stated::plain(ShellState::Preparing, row.desired_at)
+        }
         (Some(report), _) => report.shell.stated.clone(),
         (None, DesiredShell::Ready) => Stated::plain(ShellState::Preparing, row.created_at),
         (None, DesiredShell::Absent) => Stated::plain(ShellState::Absent, row.desired_at),

@@ -126,6 +126,7 @@ pub(crate) fn report(workspace: &WorkspaceId, accepted: u64, state: RuntimeState
         steps: vec![],
         diagnostics: vec![],
         activity: envforge_api::host::Activity::default(),
+        refused: vec![],
     }
 }
 

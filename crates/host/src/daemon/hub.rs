@@ -10,7 +10,8 @@ use crate::{
 use envforge_api::{
     capability::VerifyKey,
     client::Endpoint,
-    host::{StepReport, WorkspaceIntent},
+    generation::Generation,
+    host::{Refusal, StepReport, WorkspaceIntent},
     ids::{AttachId, CommandId, HostId, WorkspaceId},
     problem::Diagnostic,
     project::RuntimeSize,
@@ -68,7 +69,7 @@ pub struct RuntimeFacts {
     /// The supervisor, while one runs.
     pub supervisor: Option<Arc<Supervisor>>,
     /// It could not be started at this generation.
-    pub failed: Option<(envforge_api::generation::Generation, Trouble, Timestamp)>,
+    pub failed: Option<(Generation, Trouble, Timestamp)>,
     /// The daemon is starting it: for what is shown before the supervisor says anything.
     pub starting: Option<Timestamp>,
     /// Size of the last start.
@@ -77,6 +78,8 @@ pub struct RuntimeFacts {
     pub diagnostics: Vec<Diagnostic>,
     /// Services whose envforge.yml differs from the one they run with.
     pub stale: BTreeSet<String>,
+    /// Restarts that were refused.
+    pub refused: Vec<Refusal>,
 }
 
 /// One workspace as the daemon knows it.
@@ -90,6 +93,8 @@ pub struct Workspace {
     pub intent: watch::Sender<WorkspaceIntent>,
     /// The shell layer as users see it.
     pub shell: watch::Sender<Stated<ShellState>>,
+    /// The intent at which preparing the shell failed last.
+    pub shell_failed: watch::Sender<Generation>,
     /// What preparation is doing now, for people who wait (`cloning backend`).
     pub progress: watch::Sender<String>,
     /// How to enter, once it exists.
@@ -109,6 +114,7 @@ impl Workspace {
             index,
             intent: watch::Sender::new(intent),
             shell: watch::Sender::new(Stated::plain(ShellState::Absent, Timestamp::now())),
+            shell_failed: watch::Sender::new(Generation(0)),
             progress: watch::Sender::new(String::new()),
             sandbox: watch::Sender::new(None),
             steps: watch::Sender::new(Vec::new()),

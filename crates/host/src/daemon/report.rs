@@ -12,7 +12,11 @@ use envforge_api::{
 #[must_use]
 pub(super) fn report(workspace: &Workspace) -> Option<WorkspaceReport> {
     let intent = workspace.intent.borrow().clone();
-    let shell = workspace.shell.borrow().clone();
+    let mut shell = workspace.shell.borrow().clone();
+    if shell.state == ShellState::Failed && *workspace.shell_failed.borrow() < intent.generation {
+        // It failed for an earlier intent: this one is being tried.
+        shell = Stated::plain(ShellState::Preparing, shell.since);
+    }
     let facts = workspace.runtime.borrow().clone();
     let unknown = !facts.known || shell.state == ShellState::Absent;
     if intent.shell == DesiredShell::Ready && unknown {
@@ -40,6 +44,7 @@ pub(super) fn report(workspace: &Workspace) -> Option<WorkspaceReport> {
         steps,
         diagnostics: facts.diagnostics.clone(),
         activity: facts.snapshot.as_ref().map(|s| s.activity.clone()).unwrap_or_default(),
+        refused: facts.refused,
     })
 }
 

@@ -307,19 +307,6 @@ pub(super) async fn write_spec(
     Ok((spec, description))
 }
 
-/// A process that asks for a server that its runtime was started without is not started: it could only fail.
-#[must_use]
-pub(super) fn with_resources_of(running: &[ResourceSpec], mut process: ProcessSpec) -> ProcessSpec {
-    let missing = process.requires.iter().find(|kind| !running.iter().any(|r| r.resource.kind == **kind));
-    if let (Some(kind), None) = (missing, &process.blocked) {
-        process.blocked = Some(Trouble::new(
-            format!("it requires {kind}, which this runtime was started without"),
-            "`envforge sleep --wait`, then `envforge wake`",
-        ));
-    }
-    process
-}
-
 /// The processes of stopped services.
 #[must_use]
 pub(super) fn stopped_processes(processes: &[ProcessSpec], stopped: &BTreeSet<ServiceName>) -> BTreeSet<String> {

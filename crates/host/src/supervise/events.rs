@@ -12,8 +12,10 @@ pub(super) enum Event {
     ServiceEnded { name: String, run: u64, status: ExitStatus },
     /// A health check of a service.
     Checked { name: String, run: u64, outcome: Result<(), String> },
-    /// A crashed service may be started again, or its start period has passed.
+    /// A crashed service may be started again.
     Due { name: String, run: u64 },
+    /// A run of a service has lasted as long as its start may take.
+    Lasted { name: String, run: u64 },
     /// A resource server answers and is prepared.
     ServerReady { server: &'static str, run: u64 },
     /// A resource server could not be made, started or prepared.

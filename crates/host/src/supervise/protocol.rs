@@ -143,6 +143,9 @@ pub enum Ask {
     Update {
         /// New specs of processes that are to be started or restarted.
         processes: Vec<ProcessSpec>,
+        /// Every resource that any service needs from now on; none = as before. Servers that are new are started.
+        #[serde(default)]
+        resources: Vec<ResourceSpec>,
         /// Restart these by name.
         restart: BTreeSet<String>,
         /// The whole set of stopped names.

@@ -22,9 +22,17 @@ use envforge_api::{
     resource::{ResourceKind, ResourceMode},
     states::{ResourceState, Stated, Trouble},
     stream::LogLevel,
-    time::Timestamp,
+    time::{BootMillis, Timestamp},
 };
-use std::{collections::BTreeMap, fs, io, os::unix::fs::OpenOptionsExt, process::Stdio, rc::Rc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    process::Stdio,
+    rc::Rc,
+    time::Duration,
+};
 
 /// How long a server may take until it answers; crash recovery of a large database takes its time.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -33,6 +41,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// A server that cannot be started is tried again after this, doubling.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+/// A server that served so long did not end because of how it starts: it is started again at once.
+const LIVED: u64 = 30_000;
 
 /// One server.
 #[derive(Debug)]
@@ -44,6 +54,9 @@ pub(super) struct Server {
     run: u64,
     wanted: bool,
     active: bool,
+    /// Since when it serves.
+    ready: BootMillis,
+    /// Pause before the next start; none before the first one after a long life.
     backoff: Duration,
 }
 
@@ -94,7 +107,8 @@ pub(super) fn servers(spec: &RuntimeSpec, shared: &Shared, now: Timestamp) -> BT
             run: 0,
             wanted: true,
             active: false,
-            backoff: FIRST_BACKOFF,
+            ready: BootMillis(0),
+            backoff: Duration::ZERO,
         });
         server.context.extensions.extend(resource.resource.extensions.iter().cloned());
         server.specs.push(resource.clone());
@@ -160,9 +174,30 @@ impl Runtime {
         }
     }
 
+    /// A service may need what none needed when the runtime woke. What runs already goes on; what nothing declares any
+    /// more does so until the next sleep.
+    pub(super) fn update_resources(&mut self, resources: Vec<ResourceSpec>) {
+        if resources.is_empty() {
+            return;
+        }
+        self.spec.resources = resources;
+        for (name, server) in servers(&self.spec, &self.shared, Timestamp::now()) {
+            match self.servers.get_mut(name) {
+                Some(known) => known.specs = server.specs,
+                None => drop(self.servers.insert(name, server)),
+            }
+        }
+        self.note_database();
+    }
+
+    /// Tells the idle judge whom to ask.
+    pub(super) fn note_database(&self) {
+        self.shared.database.replace(self.servers.get("database").map(Server::context));
+    }
+
     pub(super) fn server_ready(&mut self, name: &'static str, run: u64) {
         let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run) else { return };
-        server.backoff = FIRST_BACKOFF;
+        server.ready = boot::now();
         server.state(ResourceState::Ready, None);
     }
 
@@ -170,7 +205,7 @@ impl Runtime {
         let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run) else { return };
         let text = format!("{name}: {}", trouble.reason);
         server.state(ResourceState::Blocked, Some(trouble));
-        let pause = server.backoff;
+        let pause = server.backoff.max(FIRST_BACKOFF);
         server.backoff = (pause * 2).min(LONGEST_BACKOFF);
         self.try_server_again(name, run, pause);
         self.note(LogLevel::Error, &text);
@@ -180,10 +215,14 @@ impl Runtime {
         let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run && s.active) else { return };
         let was_ready = server.stated.state == ResourceState::Ready;
         if was_ready {
-            // It served: start it again at once, and let its recovery do the rest.
+            // It served: its recovery does the rest. One that ends again and again gets pauses between.
+            let lived = boot::now().since(server.ready) >= LIVED;
+            let pause = if lived { Duration::ZERO } else { server.backoff };
+            server.backoff = (pause * 2).clamp(FIRST_BACKOFF, LONGEST_BACKOFF);
             server.state(ResourceState::Waking, None);
-            server.active = false;
-            self.note(LogLevel::Warn, &format!("{name} ended unexpectedly; it is started again"));
+            self.try_server_again(name, run, pause);
+            let when = if pause.is_zero() { "now".into() } else { format!("in {} ms", pause.as_millis()) };
+            self.note(LogLevel::Warn, &format!("{name} ended unexpectedly; it is started again {when}"));
             return;
         }
         let hint = format!("`envforge logs {} {name}` has what it said", self.shared.sandbox.hostname);
@@ -326,6 +365,9 @@ async fn follow_output(shared: Rc<Shared>, server: &'static str) {
     }
 }
 
+/// Octets of output moved at once; more is dropped.
+const MOST_OUTPUT: u64 = 4 << 20;
+
 /// Moves whatever is in a server's output file into its log.
 pub(super) fn drain_output(shared: &Shared, server: &'static str) {
     let path = raw_path(shared, server);
@@ -333,7 +375,12 @@ pub(super) fn drain_output(shared: &Shared, server: &'static str) {
     if about.len() == 0 {
         return;
     }
-    let Ok(bytes) = fs::read(&path) else { return };
+    let Ok(file) = fs::File::open(&path) else { return };
+    let mut bytes = Vec::new();
+    // What was written while nobody read may be long; its beginning is what tells why.
+    if file.take(MOST_OUTPUT).read_to_end(&mut bytes).is_err() {
+        return;
+    }
     // Lines that arrive between reading and emptying would be lost; the file is appended to, so they are rare and
     // the window is the time of one system call.
     if let Ok(file) = fs::OpenOptions::new().write(true).open(&path) {

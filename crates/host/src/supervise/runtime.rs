@@ -13,7 +13,10 @@ use super::{
     service::Service,
     setup::Setup,
 };
-use crate::system::{SystemError, boot, cgroup::Limits, files, sandbox::Sandbox};
+use crate::{
+    resources::Context,
+    system::{SystemError, boot, cgroup::Limits, files, sandbox::Sandbox},
+};
 use envforge_api::{
     generation::Generation,
     host::{Activity, Moment, StartVerdict, StepReport},
@@ -23,6 +26,7 @@ use envforge_api::{
     time::{BootMillis, Timestamp},
 };
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     io,
     rc::Rc,
@@ -40,6 +44,8 @@ pub(super) struct Shared {
     pub(super) grace: Duration,
     /// The installation's prepared data.
     pub(super) templates: std::path::PathBuf,
+    /// The database whose sessions the idle judge asks for, once there is one.
+    pub(super) database: RefCell<Option<Context>>,
 }
 
 impl Shared {
@@ -108,6 +114,7 @@ impl Runtime {
             events,
             grace: Duration::from_millis(spec.grace_ms),
             templates: spec.templates.clone(),
+            database: RefCell::default(),
         });
         let now = Timestamp::now();
         let services: Vec<Service> = spec.services.iter().map(|s| Service::new(s.clone(), now)).collect();
@@ -174,7 +181,7 @@ impl Runtime {
         self.note(LogLevel::Info, &format!("waking ({})", self.spec.trigger));
         let shared = Rc::clone(&self.shared);
         let period = Duration::from_millis(self.spec.sleep_after_ms / 4).clamp(FASTEST_TICK, SLOWEST_TICK);
-        let database = self.servers.get("database").map(Server::context);
+        self.note_database();
         // Ends with the supervisor. A question to the database that hangs delays the look, never the loop; the
         // reading is then late, and its seconds are not billed.
         tokio::task::spawn_local(async move {
@@ -183,9 +190,10 @@ impl Runtime {
             clock.tick().await;
             loop {
                 clock.tick().await;
-                let work = match &database {
+                let database = shared.database.borrow().clone();
+                let work = match database {
                     Some(context) => {
-                        let ask = super::resource::work("database", context);
+                        let ask = super::resource::work("database", &context);
                         tokio::time::timeout(Duration::from_millis(700), ask).await.unwrap_or_default()
                     }
                     None => None,
@@ -200,6 +208,7 @@ impl Runtime {
             Event::ServiceEnded { name, run, status } => self.service_ended(&name, run, status),
             Event::Checked { name, run, outcome } => self.checked(&name, run, outcome),
             Event::Due { name, run } => self.service_due(&name, run),
+            Event::Lasted { name, run } => self.service_lasted(&name, run),
             Event::ServerReady { server, run } => self.server_ready(server, run),
             Event::ServerFailed { server, run, trouble } => self.server_failed(server, run, trouble),
             Event::ServerEnded { server, run } => self.server_ended(server, run),
@@ -224,7 +233,8 @@ impl Runtime {
         }
         match ask {
             Ask::Hello { .. } => return Answer::Hello { version: VERSION, instance: self.spec.instance.clone() },
-            Ask::Update { processes, restart, stopped, generation } => {
+            Ask::Update { processes, resources, restart, stopped, generation } => {
+                self.update_resources(resources);
                 self.generation = self.generation.max(generation);
                 self.update(processes, &restart, stopped);
             }

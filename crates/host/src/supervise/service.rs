@@ -202,7 +202,7 @@ impl Runtime {
                 service.state(ServiceState::Crashed, Some(Trouble::new(error.to_string(), error.hint)));
                 let pause = service.backoff;
                 service.backoff = (pause * 2).min(LONGEST_BACKOFF);
-                due(&shared, name, run, pause);
+                after(&shared, pause, Event::Due { name, run });
                 return;
             }
         };
@@ -212,7 +212,8 @@ impl Runtime {
         service.failures = 0;
         if service.first_start.is_none() {
             service.first_start = Some(now);
-            due(&shared, name.clone(), run, Duration::from_millis(service.start_period()));
+            let period = Duration::from_millis(service.start_period());
+            after(&shared, period, Event::Lasted { name: name.clone(), run });
         }
         match service.spec.health.clone() {
             // A process that crashed is not well because it was started again: its check or its life has to show it.
@@ -229,7 +230,9 @@ impl Runtime {
                     environment,
                 ));
             }
-            None if service.stated.state == ServiceState::Crashed => due(&shared, name.clone(), run, SETTLED),
+            None if service.stated.state == ServiceState::Crashed => {
+                after(&shared, SETTLED, Event::Lasted { name: name.clone(), run });
+            }
             None => {
                 service.was_healthy = true;
                 service.health = Health::None;
@@ -281,7 +284,7 @@ impl Runtime {
             format!("`envforge logs {} {name}` has its output; it is started again by itself", shared.sandbox.hostname);
         service.state(ServiceState::Crashed, Some(Trouble::new(format!("it {how}"), hint)));
         self.note(LogLevel::Warn, &format!("{name} {how}; next try in {} ms", pause.as_millis()));
-        due(&shared, name.to_owned(), run, pause);
+        after(&shared, pause, Event::Due { name: name.to_owned(), run });
     }
 
     pub(super) fn checked(&mut self, name: &str, run: u64, outcome: Result<(), String>) {
@@ -312,15 +315,17 @@ impl Runtime {
 
     pub(super) fn service_due(&mut self, name: &str, run: u64) {
         let Some(service) = self.service_mut(name).filter(|s| s.run == run) else { return };
-        match service.doing {
-            // The pause after a crash is over.
-            Doing::BackingOff => service.doing = Doing::Nothing,
-            Doing::Running { .. } if service.spec.health.is_none() => {
-                service.was_healthy = true;
-                service.state(ServiceState::Healthy, None);
-            }
-            // The start period has passed; the loop now judges the start.
-            Doing::Running { .. } | Doing::Nothing | Doing::Stopping => {}
+        if service.doing == Doing::BackingOff {
+            service.doing = Doing::Nothing;
+        }
+    }
+
+    /// The loop judges the start after this; a process without a check has shown by now that it stays.
+    pub(super) fn service_lasted(&mut self, name: &str, run: u64) {
+        let Some(service) = self.service_mut(name).filter(|s| s.run == run) else { return };
+        if matches!(service.doing, Doing::Running { .. }) && service.spec.health.is_none() {
+            service.was_healthy = true;
+            service.state(ServiceState::Healthy, None);
         }
     }
 
@@ -332,6 +337,14 @@ impl Runtime {
         stopped: BTreeSet<String>,
     ) {
         let fresh = super::setup::Setup::all(&processes);
+        for spec in &processes {
+            // Its shell-layer steps run again first, whatever came of them before.
+            self.released.remove(&spec.service);
+            // A step that failed may be gone from what it declares now.
+            if self.setups.get(&spec.service).is_some_and(|known| known.state != SetupState::Running) {
+                self.setups.remove(&spec.service);
+            }
+        }
         for spec in processes {
             match self.service_mut(&spec.name) {
                 Some(service) if service.doing == Doing::Nothing || service.doing == Doing::BackingOff => {
@@ -360,12 +373,15 @@ impl Runtime {
                         tokio::task::spawn_local(async move { process::stop(&group, grace).await });
                     }
                 }
-                Doing::BackingOff if stop => {
+                Doing::BackingOff | Doing::Nothing if stop => {
                     service.doing = Doing::Nothing;
                     service.state(ServiceState::Stopped, None);
                 }
-                Doing::BackingOff if restart.contains(&service.spec.name) => service.doing = Doing::Nothing,
-                Doing::Nothing if stop => service.state(ServiceState::Stopped, None),
+                Doing::BackingOff | Doing::Nothing if restart.contains(&service.spec.name) => {
+                    // Whatever it comes to is news, even if it is what it was.
+                    service.doing = Doing::Nothing;
+                    service.state(ServiceState::Starting, None);
+                }
                 Doing::Running { .. } | Doing::BackingOff | Doing::Nothing | Doing::Stopping => {}
             }
             if restart.contains(&service.spec.name) {
@@ -397,11 +413,11 @@ enum Obstacle {
     Blocked(Trouble),
 }
 
-fn due(shared: &Rc<Shared>, name: String, run: u64, pause: Duration) {
+fn after(shared: &Rc<Shared>, pause: Duration, event: Event) {
     let shared = Rc::clone(shared);
     tokio::task::spawn_local(async move {
         tokio::time::sleep(pause).await;
-        shared.tell(Event::Due { name, run });
+        shared.tell(event);
     });
 }
 

@@ -141,6 +141,7 @@ async fn try_start(
         facts.size = Some(spec.size);
         facts.diagnostics = description.diagnostics();
         facts.stale.clear();
+        facts.refused.clear();
     });
     memory.ended = None;
     memory.spec = Some(spec);

@@ -96,6 +96,7 @@ async fn keep_shell(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &Cancellat
                 }
                 Err(trouble) => {
                     tracing::warn!(workspace = %workspace.id, reason = %trouble.reason, "a shell could not be prepared");
+                    workspace.shell_failed.send_replace(intent.generation);
                     show_shell(hub, workspace, ShellState::Failed, Some(trouble));
                     again = Some(PREPARE_AGAIN);
                 }
@@ -166,6 +167,7 @@ async fn remove(hub: &Arc<Hub>, workspace: &Arc<Workspace>, intent: &WorkspaceIn
             Err(error) => {
                 let hint =
                     if error.hint.is_empty() { "it is tried again by itself".into() } else { error.hint.clone() };
+                workspace.shell_failed.send_replace(intent.generation);
                 show_shell(hub, workspace, ShellState::Failed, Some(Trouble::new(error.to_string(), hint)));
                 tokio::time::sleep(Duration::from_secs(5)).await;
             }

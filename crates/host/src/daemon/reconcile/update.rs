@@ -6,10 +6,14 @@ use crate::{
         hub::{Hub, Workspace},
         runtime, shell,
     },
-    supervise::protocol::Ask,
+    supervise::protocol::{Ask, ProcessSpec, ResourceSpec},
     system::{files, sandbox::Sandbox},
 };
-use envforge_api::{host::WorkspaceIntent, names::ServiceName, time::Timestamp};
+use envforge_api::{
+    host::{Refusal, WorkspaceIntent},
+    names::ServiceName,
+    time::Timestamp,
+};
 use envforge_manifest::FoundManifest;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::sync::Mutex;
@@ -51,22 +55,22 @@ pub(super) async fn update(
     let was_stopped =
         runtime::stopped_processes(&spec.services, &spec.stopped.iter().filter_map(|s| s.parse().ok()).collect());
     let stopped = runtime::stopped_processes(&description.processes, &intent.stopped);
+    let is_asked = |process: &ProcessSpec| asked.iter().any(|service| service.as_str() == process.service);
+    let starts = |process: &ProcessSpec| was_stopped.contains(&process.name) && !stopped.contains(&process.name);
     // An invalid edit leaves what runs untouched: a service that became blocked is not restarted.
-    let fresh: Vec<_> = description
-        .processes
-        .iter()
-        .filter(|p| {
-            asked.iter().any(|s| s.as_str() == p.service)
-                || (was_stopped.contains(&p.name) && !stopped.contains(&p.name))
-        })
-        .filter(|p| {
-            p.blocked.is_none() || !spec.services.iter().any(|known| known.name == p.name && known.blocked.is_none())
-        })
-        .cloned()
-        .map(|process| runtime::with_resources_of(&spec.resources, process))
-        .collect();
-    let restart: BTreeSet<String> =
-        fresh.iter().filter(|p| asked.iter().any(|s| s.as_str() == p.service)).map(|p| p.name.clone()).collect();
+    let is_refused = |process: &ProcessSpec| {
+        let runs = spec.services.iter().any(|known| known.name == process.name && known.blocked.is_none());
+        process.blocked.is_some() && runs && !was_stopped.contains(&process.name)
+    };
+    let concerned = || description.processes.iter().filter(|p| is_asked(p) || starts(p));
+    let fresh: Vec<_> = concerned().filter(|p| !is_refused(p)).cloned().collect();
+    let mut refused = facts.refused.clone();
+    refused.retain(|refusal| !asked.contains(&refusal.service));
+    refused.extend(concerned().filter(|p| is_refused(p) && !p.worker).filter_map(|process| {
+        let reason = process.blocked.clone()?.reason;
+        Some(Refusal { service: process.service.parse().ok()?, generation: intent.generation, reason })
+    }));
+    let restart: BTreeSet<String> = fresh.iter().filter(|p| is_asked(p)).map(|p| p.name.clone()).collect();
     if let Err(error) = runtime::write_env_files(&made, &description) {
         tracing::error!(%error, "environment files cannot be written");
     }
@@ -77,6 +81,16 @@ pub(super) async fn update(
             None => next.services.push(process.clone()),
         }
     }
+    // A file that cannot be used now does not take away what its service runs with.
+    let mut resources = description.resources.clone();
+    let declared = |kept: &ResourceSpec| {
+        let same = |new: &ResourceSpec| {
+            (new.resource.kind, &new.resource.service) == (kept.resource.kind, &kept.resource.service)
+        };
+        description.resources.iter().any(same)
+    };
+    resources.extend(next.resources.iter().filter(|kept| !declared(kept)).cloned());
+    next.resources.clone_from(&resources);
     next.stopped.clone_from(&stopped);
     next.generation = intent.generation;
     next.hold_until = intent.hold_until;
@@ -88,22 +102,24 @@ pub(super) async fn update(
     }
     memory.spec = Some(next);
     let waits_for_shell = fresh.iter().any(|p| p.awaits_shell);
-    if waits_for_shell {
-        // Edited steps run again before the service does.
-        set_up_behind(hub, workspace, intent.clone(), made.clone(), setup);
-    }
     let hold = supervisor.ask(Ask::Hold { until: intent.hold_until }).await;
-    let asked = Ask::Update { processes: fresh, restart, stopped, generation: intent.generation };
+    let asked = Ask::Update { processes: fresh, resources, restart, stopped, generation: intent.generation };
     match hold.and(supervisor.ask(asked).await) {
         Ok(()) => {
             remember_restarts(&made, intent, memory);
             // Until its own word comes: the same step is not taken twice.
             change(hub, workspace, |facts| {
                 facts.diagnostics = description.diagnostics();
+                facts.refused = refused;
+                facts.failed = None;
                 if let Some(known) = &mut facts.snapshot {
                     known.generation = intent.generation.max(known.generation);
                 }
             });
+            if waits_for_shell {
+                // Edited steps run again before the service does: from here on it waits for their end.
+                set_up_behind(hub, workspace, intent.clone(), made.clone(), setup);
+            }
         }
         Err(trouble) => {
             tracing::info!(workspace = %workspace.id, reason = %trouble.reason, generation = %snapshot.generation, "the runtime takes no update now");
@@ -125,11 +141,12 @@ pub(super) async fn look_for_edits(hub: &Hub, workspace: &Workspace, intent: &Wo
     for (service, manifest) in &found {
         let digest = match manifest {
             FoundManifest::Good(manifest) => manifest.digest.clone(),
+            // What runs without a usable one has no digest either.
             FoundManifest::Bad(findings) => {
                 diagnostics.extend(findings.iter().cloned());
-                String::from("bad")
+                String::new()
             }
-            FoundManifest::Missing(_) => String::from("missing"),
+            FoundManifest::Missing(_) => String::new(),
         };
         let prefix = format!("{service}.");
         for (name, known) in &snapshot.digests {
