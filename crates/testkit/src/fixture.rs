@@ -110,17 +110,29 @@ impl Fixture {
     /// # Panics
     /// When git fails.
     pub fn commit(bare: &Path, branch: &str, file: &str, text: &str) {
-        let work = tempfile::tempdir().expect("temp dir");
-        let at = work.path().join("w");
-        git(work.path(), &["clone", "-q", &bare.to_string_lossy(), "w"]);
-        if !git_ok(&at, &["checkout", "-q", branch]) {
-            git(&at, &["checkout", "-q", "-b", branch]);
-        }
-        fs::write(at.join(file), text).expect("write");
-        git(&at, &["add", "-A"]);
-        git(&at, &["commit", "-q", "-m", "change"]);
-        git(&at, &["push", "-q", "origin", branch]);
+        change(bare, branch, |at| fs::write(at.join(file), text).expect("write"));
     }
+
+    /// Removes a file from a branch of a bare repository (made from `main` where new).
+    ///
+    /// # Panics
+    /// When git fails.
+    pub fn remove(bare: &Path, branch: &str, file: &str) {
+        change(bare, branch, |at| fs::remove_file(at.join(file)).expect("remove"));
+    }
+}
+
+fn change(bare: &Path, branch: &str, change: impl FnOnce(&Path)) {
+    let work = tempfile::tempdir().expect("temp dir");
+    let at = work.path().join("w");
+    git(work.path(), &["clone", "-q", &bare.to_string_lossy(), "w"]);
+    if !git_ok(&at, &["checkout", "-q", branch]) {
+        git(&at, &["checkout", "-q", "-b", branch]);
+    }
+    change(&at);
+    git(&at, &["add", "-A"]);
+    git(&at, &["commit", "-q", "-m", "change"]);
+    git(&at, &["push", "-q", "origin", branch]);
 }
 
 fn repository(dir: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
