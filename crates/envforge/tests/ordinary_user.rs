@@ -124,11 +124,16 @@ fn an_ordinary_user_has_two_branches_awake_at_once_and_loses_nothing_by_sleep_or
     let command_lines = ["exec", "one", "--", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"];
     assert!(!local.ok(&command_lines).contains("sleep 4711"));
 
+    // Whoever kills the door from inside dies with it, and what is left behind is the runtime's.
+    let escape = "setsid sleep 4712 >/dev/null 2>&1 & kill -9 $PPID; sleep 60";
+    assert_eq!(local.run(&["exec", "one", "--", "sh", "-c", escape]).status.code(), Some(137));
+    assert!(local.ok(&command_lines).contains("sleep 4712"));
+
     // Sleep ends what runs; the shell goes on.
     local.ok(&["sleep", "one", "--wait"]);
     local.wait_asleep("one");
     let left = local.ok(&command_lines);
-    assert!(!left.contains("web.js") && !left.contains("postgres"), "{left}");
+    assert!(!left.contains("web.js") && !left.contains("postgres") && !left.contains("sleep 4712"), "{left}");
     let slept = sessions(&local, "one");
     assert!(slept.len() == 1 && slept[0]["ended_at"].is_string(), "{slept:?}");
 

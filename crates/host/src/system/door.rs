@@ -172,9 +172,9 @@ fn reset(signal: Signal) -> nix::Result<()> {
 pub(super) fn leave_streams() -> Result<()> {
     let doing = |e: io::Error| SystemError::new("leave the command's streams to it", e);
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(doing)?;
-    rustix::stdio::dup2_stdin(&null).map_err(|e| doing(e.into()))?;
-    rustix::stdio::dup2_stdout(&null).map_err(|e| doing(e.into()))?;
-    rustix::stdio::dup2_stderr(&null).map_err(|e| doing(e.into()))
+    nix::unistd::dup2_stdin(&null).map_err(|e| doing(e.into()))?;
+    nix::unistd::dup2_stdout(&null).map_err(|e| doing(e.into()))?;
+    nix::unistd::dup2_stderr(&null).map_err(|e| doing(e.into()))
 }
 
 /// What happened while waiting.
