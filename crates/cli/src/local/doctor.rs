@@ -48,7 +48,7 @@ pub(super) async fn examine(paths: &Paths) -> Vec<Finding> {
     let mut findings = vec![servers()];
     // Looked at side by side: some of these programs take a second to say their version.
     let looks: Vec<_> = TOOLS.iter().map(|tool| tokio::spawn(look(tool, root))).collect();
-    let rights = rights(root);
+    let rights = rights(root).await;
     for look in looks {
         findings.extend(look.await.ok());
     }
@@ -57,8 +57,8 @@ pub(super) async fn examine(paths: &Paths) -> Vec<Finding> {
         findings.push(cgroups());
         findings.push(reachable(paths.home()));
     } else {
-        let passt = tool("passt", &["--version"], false, "apt-get install passt (network for workspaces without root)");
-        findings.push(look(&passt, root).await);
+        findings.push(way_out());
+        findings.push(finding("limits", false, missing("none without root", LIMITS)));
     }
     findings.push(space(paths.home()));
     findings.push(memory());
@@ -108,7 +108,34 @@ fn servers() -> Finding {
     finding("postgres", true, found)
 }
 
-fn rights(root: bool) -> Finding {
+/// What an ordinary user cannot have.
+const LIMITS: &str =
+    "the size of a runtime is not enforced, and its processes run as you: run EnvForge as root for limits and users";
+
+/// How workspaces of an ordinary user reach the outside.
+fn way_out() -> Finding {
+    let found = match which("pasta") {
+        None => missing("none: no pasta, workspaces have loopback alone", "apt-get install passt"),
+        Some(_) if fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_err() => missing(
+            "none: /dev/net/tun is closed to you, workspaces have loopback alone",
+            "chmod 666 /dev/net/tun as root, which is what Debian's udev sets",
+        ),
+        Some(path) => Ok(format!("pasta ({})", path.display())),
+    };
+    finding("egress", false, found)
+}
+
+/// Tries what a workspace needs: what the kernel, or a container around it, says no to.
+async fn refused_namespaces() -> Option<String> {
+    let exe = std::env::current_exe().ok()?;
+    let mut command = Command::new(exe);
+    command.args(["enter", "probe"]).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+    let output = timeout(Duration::from_secs(5), command.output()).await.ok()?.ok()?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().trim_start_matches("envforge: ").to_owned();
+    (!output.status.success()).then_some(said)
+}
+
+async fn rights(root: bool) -> Finding {
     let read = |name: &str| fs::read_to_string(name).ok().and_then(|text| text.trim().parse::<u64>().ok());
     let found = if root {
         Ok("root: users, networks and limits for each workspace".to_owned())
@@ -124,8 +151,13 @@ fn rights(root: bool) -> Finding {
             "AppArmor keeps user namespaces from ordinary programs",
             "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or run EnvForge as root",
         )
+    } else if let Some(said) = refused_namespaces().await {
+        missing(
+            said,
+            "something (a container, seccomp) keeps user namespaces away: allow them, or run EnvForge as root",
+        )
     } else {
-        Ok("user namespaces; no limits and no metering of CPU without root".to_owned())
+        Ok("user namespaces: files, network and processes for each workspace".to_owned())
     };
     finding("isolation", true, found)
 }

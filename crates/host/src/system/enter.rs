@@ -105,7 +105,7 @@ impl Entry {
 }
 
 /// `envforge enter run <entry-json> -- argv…`, which becomes that program (or, for an ordinary user, ends as it ends),
-/// `envforge enter make <plan-json>` and `envforge enter hold <plan-json>`. Called by the binary's thin main before any thread exists.
+/// `envforge enter make <plan-json>`, `envforge enter hold <plan-json>` and `envforge enter probe`. Called by the binary's thin main before any thread exists.
 #[must_use]
 pub fn main(args: &[String]) -> ExitCode {
     let failed = match args.split_first() {
@@ -115,6 +115,7 @@ pub fn main(args: &[String]) -> ExitCode {
         },
         Some((mode, [plan])) if mode == "make" => return sandbox::make::main(plan),
         Some((mode, [plan])) if mode == "hold" => return sandbox::hold::main(plan),
+        Some((mode, [])) if mode == "probe" => return sandbox::hold::probe(),
         Some(_) | None => Err(usage()),
     };
     match failed {

@@ -56,12 +56,45 @@ pub(crate) fn main(plan: &str) -> ExitCode {
     }
 }
 
+/// `envforge enter probe`: whether this machine lets the caller make what [`begin`] makes. Says on standard error what
+/// it does not.
+pub(crate) fn probe() -> ExitCode {
+    let covered = || {
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).map_err(failed("separate the mounts"))?;
+        make::fresh("proc", "/proc", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "")
+    };
+    let tried = own_users().and_then(|()| separate()).and_then(|()| {
+        match door::fork_now().map_err(failed("start an init"))? {
+            ForkResult::Parent { child } => Ok(matches!(waitpid(child, None), Ok(WaitStatus::Exited(_, 0)))),
+            ForkResult::Child => match covered() {
+                Ok(()) => std::process::exit(0),
+                Err(error) => {
+                    enter::complain(&error);
+                    std::process::exit(1)
+                }
+            },
+        }
+    });
+    match tried {
+        Ok(possible) => ExitCode::from(u8::from(!possible)),
+        Err(error) => {
+            enter::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn separate() -> Result<()> {
+    let most = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWPID;
+    unshare(most).map_err(failed("unshare namespaces"))
+}
+
 /// False when the init could not be made, which it has told by itself.
 fn begin(plan: &Plan) -> Result<bool> {
     let _ = nix::unistd::setsid();
     own_users()?;
-    let most = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWPID;
-    unshare(most).map_err(failed("unshare namespaces"))?;
+    separate()?;
     let (told, tell) = pipe()?;
     match door::fork_now().map_err(failed("start the workspace's init"))? {
         ForkResult::Parent { child } => {
