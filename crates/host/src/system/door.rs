@@ -1,14 +1,17 @@
 //! The way in for an ordinary user: three processes where root needs one.
 //!
 //! The one that was started stays outside the workspace's process namespace, because entering such a namespace takes
-//! effect for children only; it passes signals on and ends as the command ends. Its child is the *door*: it adopts
-//! what the command leaves behind and stands until the last of it has ended (see [`super::doors`]). The command is the
-//! door's child. When the outer one is killed, the door kills the command.
+//! effect for children only; it passes signals on and ends as the command ends. Inside is the *door*: it adopts what
+//! the command leaves behind and stands until the last of it has ended (see [`super::doors`]). The command is the
+//! door's child. When the outer one is killed, the door kills the command. The door itself is a child of the
+//! workspace's init, by way of a fourth process that ends at once: a namespace of processes ends only when the last of
+//! them was waited for, and whoever is the first process of the machine may not do that.
 
 use super::{
     Result, SystemError,
     doors::{Doors, Register},
     enter::{self, Entry},
+    title,
 };
 use nix::{
     errno::Errno,
@@ -18,6 +21,10 @@ use nix::{
         prctl,
         signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, sigaction, sigprocmask},
         signalfd::{SfdFlags, SignalFd},
+        socket::{
+            AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixCredentials, recvmsg, setsockopt,
+            socketpair, sockopt::PassCred,
+        },
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{ForkResult, Pid, fork},
@@ -26,7 +33,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::{
     fs, io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         linux::fs::MetadataExt,
     },
     path::PathBuf,
@@ -44,6 +51,9 @@ const PASSED_ON: [Signal; 9] = [
     Signal::SIGCONT,
     Signal::SIGALRM,
 ];
+
+/// The first word each way: the door is there; the command may begin.
+const GO: u8 = 0;
 
 /// How a command ended, as one process tells another: the status, and 256 + the signal.
 const BY_SIGNAL: i32 = 256;
@@ -65,48 +75,74 @@ fn failed(doing: &'static str) -> impl Fn(Errno) -> SystemError {
 
 /// Enters a workspace by its pins. Returns twice: as the command inside, and outside when that has ended.
 pub(super) fn open(entry: &Entry, doors: &Doors) -> Result<Became> {
+    let doing = failed("make a door");
     let register = Register::open(doors)?;
     // Whoever started this process signals its group, which must hold nothing but itself.
     let _ = nix::unistd::setsid();
+    title::show("envforge door");
     join(&entry.pins)?;
-    let (ours, theirs) = rustix::net::socketpair(
-        rustix::net::AddressFamily::UNIX,
-        rustix::net::SocketType::STREAM,
-        rustix::net::SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|e| SystemError::new("make a door", e.into()))?;
-    let signals = take_signals().map_err(failed("make a door"))?;
-    match fork_now().map_err(failed("start a process in the workspace"))? {
+    let kind = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+    let (ours, theirs) = socketpair(AddressFamily::Unix, kind.0, None, kind.1).map_err(&doing)?;
+    setsockopt(&ours, PassCred, &true).map_err(&doing)?;
+    let signals = take_signals().map_err(&doing)?;
+    match fork_now().map_err(&doing)? {
         ForkResult::Parent { child } => {
             drop(theirs);
-            register.door(child.as_raw())?;
+            register.door(number_of(&ours)?)?;
             drop(register);
-            rustix::io::write(&ours, b"g").map_err(|e| SystemError::new("open the door", e.into()))?;
+            // The door is orphaned now, to the workspace's own init: nothing is left to the machine's.
+            kill(child, Signal::SIGKILL).and_then(|()| waitpid(child, None)).map_err(&doing)?;
+            rustix::io::write(&ours, &[GO]).map_err(|e| SystemError::new("open the door", e.into()))?;
             leave_streams()?;
             drop_capabilities()?;
-            Ok(Became::Outer(outside(child, &signals, &ours)))
+            Ok(Became::Outer(outside(&signals, &ours)))
         }
         ForkResult::Child => {
             drop((ours, register));
-            prctl::set_child_subreaper(true).map_err(failed("make a door"))?;
-            let mut word = [0_u8];
-            if !matches!(rustix::io::read(&theirs, &mut word), Ok(1)) {
-                std::process::exit(i32::from(enter::CANNOT_ENTER));
+            match fork_now().map_err(&doing)? {
+                ForkResult::Parent { .. } => loop {
+                    nix::unistd::pause();
+                },
+                ForkResult::Child => behind(&signals, theirs),
             }
-            match fork_now().map_err(failed("start a process in the workspace"))? {
-                ForkResult::Parent { child } => {
-                    leave_streams()?;
-                    drop_capabilities()?;
-                    let _ = prctl::set_name(c"envforge-door");
-                    stand(child, &signals, theirs)
-                }
-                ForkResult::Child => {
-                    // A command whose door was killed would belong to nobody.
-                    prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed("stay behind the door"))?;
-                    Ok(Became::Command)
-                }
-            }
+        }
+    }
+}
+
+/// The door's number on the host, which only the kernel can tell: it sends it along with a word of the door.
+fn number_of(line: &OwnedFd) -> Result<i32> {
+    let doing = failed("make a door");
+    let mut space = nix::cmsg_space!(UnixCredentials);
+    let mut word = [0_u8; 1];
+    let mut words = [io::IoSliceMut::new(&mut word)];
+    let message = recvmsg::<()>(line.as_raw_fd(), &mut words, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC);
+    let message = message.map_err(&doing)?;
+    let mut said = message.cmsgs().map_err(&doing)?;
+    said.find_map(|one| match one {
+        ControlMessageOwned::ScmCredentials(who) => Some(who.pid()),
+        _ => None,
+    })
+    .ok_or_else(|| doing(Errno::ESRCH))
+}
+
+/// The door, and the command behind it.
+fn behind(signals: &SignalFd, line: OwnedFd) -> Result<Became> {
+    prctl::set_child_subreaper(true).map_err(failed("make a door"))?;
+    let mut word = [0_u8];
+    let went = rustix::io::write(&line, &[GO]).and_then(|_| rustix::io::read(&line, &mut word));
+    if !matches!(went, Ok(1)) {
+        std::process::exit(i32::from(enter::CANNOT_ENTER));
+    }
+    match fork_now().map_err(failed("start a process in the workspace"))? {
+        ForkResult::Parent { child } => {
+            leave_streams()?;
+            drop_capabilities()?;
+            stand(child, signals, line)
+        }
+        ForkResult::Child => {
+            // A command whose door was killed would belong to nobody.
+            prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed("stay behind the door"))?;
+            Ok(Became::Command)
         }
     }
 }
@@ -202,12 +238,12 @@ fn wait(signals: &SignalFd, line: Option<&OwnedFd>) -> Woken {
 }
 
 /// Passes signals on until the door says how the command ended.
-fn outside(door: Pid, signals: &SignalFd, line: &OwnedFd) -> i32 {
+fn outside(signals: &SignalFd, line: &OwnedFd) -> i32 {
     loop {
         match wait(signals, Some(line)) {
             Woken::Signal(Signal::SIGCHLD) => {}
             // A door that has just gone is told about below.
-            Woken::Signal(signal) => drop(kill(door, signal)),
+            Woken::Signal(signal) => say(line, &[signal as u8]),
             Woken::Line => {
                 let mut status = [0_u8; 4];
                 return match rustix::io::read(line, &mut status) {
@@ -218,6 +254,11 @@ fn outside(door: Pid, signals: &SignalFd, line: &OwnedFd) -> i32 {
             }
         }
     }
+}
+
+/// The other side may be gone, and then needs no word.
+fn say(line: &OwnedFd, word: &[u8]) {
+    let _ = rustix::net::send(line, word, rustix::net::SendFlags::NOSIGNAL);
 }
 
 /// The door: reaps until nothing is left behind it.
@@ -245,9 +286,19 @@ fn stand(command: Pid, signals: &SignalFd, line: OwnedFd) -> ! {
             Woken::Signal(signal) if lives && signal != Signal::SIGCHLD => pass(command, signal),
             Woken::Signal(_) => {}
             Woken::Line => {
-                // The outer process is gone: whoever killed it meant the command.
-                line = None;
-                pass(command, Signal::SIGKILL);
+                let mut word = [0_u8];
+                let heard = line.as_ref().map(|line| rustix::io::read(line, &mut word));
+                let signal = match heard {
+                    Some(Ok(1)) => Signal::try_from(i32::from(word[0])).ok(),
+                    // The outer process is gone: whoever killed it meant the command.
+                    Some(Ok(_) | Err(_)) | None => {
+                        line = None;
+                        Some(Signal::SIGKILL)
+                    }
+                };
+                if let Some(signal) = signal.filter(|_| lives) {
+                    pass(command, signal);
+                }
             }
         }
     }
@@ -255,8 +306,7 @@ fn stand(command: Pid, signals: &SignalFd, line: OwnedFd) -> ! {
 
 fn tell(line: Option<OwnedFd>, status: i32) {
     if let Some(line) = line {
-        // Nobody may be there to hear it.
-        let _ = rustix::net::send(&line, &status.to_ne_bytes(), rustix::net::SendFlags::NOSIGNAL);
+        say(&line, &status.to_ne_bytes());
     }
 }
 

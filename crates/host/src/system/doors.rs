@@ -144,8 +144,12 @@ impl Doors {
 
     fn orphans(&self, all: &BTreeMap<i32, Process>) -> Vec<i32> {
         let Some(holder) = self.orphans_of.as_deref().and_then(holder::read) else { return Vec::new() };
-        let of_init = all.iter().filter(|(_, process)| process.parent == holder.pid);
-        of_init.map(|(pid, _)| *pid).filter(|pid| Some(*pid) != holder.egress).collect()
+        // Doors are children of init as well, whatever group they belong to.
+        let every = self.dir.parent().unwrap_or(&self.dir).to_owned();
+        let doors: Vec<i32> =
+            Self { dir: every, orphans_of: None }.standing().into_iter().map(|(pid, _)| pid).collect();
+        let of_init = all.iter().filter(|(_, process)| process.parent == holder.pid).map(|(pid, _)| *pid);
+        of_init.filter(|pid| Some(*pid) != holder.egress && !doors.contains(pid)).collect()
     }
 
     /// Members with what is known of them; the oldest first.

@@ -221,7 +221,7 @@ fn own_keyring() {
 }
 
 /// The runtime of Rust ignores SIGPIPE and a daemon may block signals: a program expects neither.
-fn default_signals() -> nix::Result<()> {
+pub(super) fn default_signals() -> nix::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     for signal in Signal::iterator() {
         if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {

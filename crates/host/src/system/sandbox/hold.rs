@@ -10,12 +10,11 @@ use super::{
     make::{self, Plan},
     network,
 };
-use crate::system::{door, enter, enter::open_to_all};
+use crate::system::{door, enter, enter::open_to_all, title};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::{
-        prctl,
         signal::{SigSet, SigmaskHow, Signal, sigprocmask},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
@@ -93,6 +92,7 @@ fn separate() -> Result<()> {
 /// False when the init could not be made, which it has told by itself.
 fn begin(plan: &Plan) -> Result<bool> {
     let _ = nix::unistd::setsid();
+    title::show("envforge init");
     own_users()?;
     separate()?;
     let (told, tell) = pipe()?;
@@ -163,7 +163,6 @@ fn init(plan: &Plan, mut tell: fs::File) -> Result<std::convert::Infallible> {
     nix::unistd::sethostname(plan.sandbox.hostname.as_str()).map_err(failed("set the host name"))?;
     // Nothing inside has rights over the namespaces, and `pasta` could not look at a process that has.
     door::drop_capabilities()?;
-    let _ = prctl::set_name(c"envforge-init");
     writeln!(tell, "{egress}").map_err(|e| SystemError::new("tell that the workspace is made", e))?;
     let mut word = String::new();
     io::stdin().lock().read_line(&mut word).map_err(|e| SystemError::new("hear the host", e))?;
@@ -271,6 +270,8 @@ fn become_egress(program: &Path, wait: &OwnedFd, tell: OwnedFd) -> Result<std::c
         words.extend(["--dns-forward".to_owned(), network::FORWARDED.to_owned()]);
     }
     words.extend("--netns-only --netns /proc/1/ns/net".split(' ').map(str::to_owned));
+    // It takes a disposition that is not the default for a mistake.
+    enter::default_signals().map_err(failed("start pasta"))?;
     let words: std::result::Result<Vec<CString>, _> = words.into_iter().map(CString::new).collect();
     let words = words.map_err(|e| doing(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
     nix::unistd::execv(&words[0], &words).map_err(failed("start pasta"))
