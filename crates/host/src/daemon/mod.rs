@@ -199,6 +199,8 @@ pub async fn quiesce(home: &Path) -> Result<(), SystemError> {
         sandbox.cgroups.runtime.kill()?;
         sandbox.cgroups.shell.kill()?;
         sandbox.cgroups.shell.wait_empty().await?;
+        // Made anew when it is needed: see `Cgroups::runtime_child`.
+        sandbox.cgroups.shell.remove()?;
         sandbox::rest(&sandbox).await
     });
     futures_util::future::join_all(ends).await.into_iter().collect()

@@ -1,6 +1,6 @@
 //! Health checks of one process. The supervisor lives in the workspace's network, so `localhost` is the workspace's.
 
-use crate::system::enter::Entry;
+use crate::system::{enter::Entry, spawn::Stream};
 use envforge_manifest::{Probe, ResolvedHealth};
 use http_body_util::Empty;
 use hyper::{Request, body::Bytes};
@@ -11,8 +11,8 @@ use std::{
 };
 use tokio::{net::TcpStream, time::timeout};
 
-/// First pause between checks of a starting process; it grows until the declared interval or [`SLOWEST_START`].
-pub const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// Shortest pause between checks of a starting process; it grows until the declared interval or [`SLOWEST_START`].
+pub const FIRST_PAUSE: Duration = Duration::from_millis(2);
 /// Longest pause between checks of a starting process.
 pub const SLOWEST_START: Duration = Duration::from_millis(100);
 
@@ -89,14 +89,15 @@ async fn http(address: SocketAddr, path: String) -> Result<(), String> {
 
 async fn run(command: &str, entry: &Entry, env: &BTreeMap<String, String>) -> Result<(), String> {
     let argv = ["/bin/sh".to_owned(), "-c".to_owned(), command.to_owned()];
-    let mut command = entry.command(&argv, env).map_err(|e| e.to_string())?;
-    command.kill_on_drop(true);
-    let ended = command.status().await.map_err(|e| format!("cannot be run: {}", e.kind()))?;
+    let streams = [Stream::Null, Stream::Null, Stream::Null];
+    let mut process = entry.start(&argv, env, streams, true).map_err(|e| e.to_string())?;
+    let ended = process.wait().await.map_err(|e| format!("cannot be waited for: {}", e.kind()))?;
     if ended.success() { Ok(()) } else { Err(format!("the health command ended with {ended}")) }
 }
 
-/// The pause that follows `pause` while a process is starting.
+/// The pause before the next check of a process that has been starting for so long: no start is noticed more than a
+/// twentieth later than it could be, or [`SLOWEST_START`].
 #[must_use]
-pub fn next_pause(pause: Duration, interval: Duration) -> Duration {
-    (pause * 5 / 4).min(SLOWEST_START).min(interval)
+pub fn next_pause(starting: Duration, interval: Duration) -> Duration {
+    (starting / 20).clamp(FIRST_PAUSE, SLOWEST_START).min(interval)
 }

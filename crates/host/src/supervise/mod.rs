@@ -66,6 +66,9 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
     runtime.take_over().await?;
     link::listen(&runtime, events.clone())?;
     runtime.begin();
+    // Services wait for servers, and those take longest: they are started before anything else takes the processor.
+    runtime.start_servers();
+    tokio::task::yield_now().await;
     loop {
         runtime.advance();
         runtime.publish();

@@ -1,13 +1,21 @@
 //! Processes of a runtime: started through `envforge enter`, watched, stopped by group.
 
-use crate::system::{SystemError, cgroup::Group, enter::Entry};
+use crate::system::{
+    SystemError,
+    cgroup::Group,
+    enter::Entry,
+    spawn::{Process, Stream},
+};
 use envforge_api::secret::Secret;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use std::{collections::BTreeMap, process::Stdio, time::Duration};
-use tokio::{process::Child, time::timeout};
+use std::{collections::BTreeMap, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    time::timeout,
+};
 
 /// The environment as exec wants it. The values leave for their one destination here.
 #[must_use]
@@ -19,29 +27,61 @@ pub fn exposed(environment: &BTreeMap<String, Secret>) -> BTreeMap<String, Strin
 ///
 /// # Errors
 /// When it cannot be started at all (no memory, no processes left).
-pub fn spawn(entry: &Entry, argv: &[String], environment: &BTreeMap<String, String>) -> Result<Child, SystemError> {
-    let mut command = entry.command(argv, environment)?;
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().map_err(|e| {
-        SystemError::new("start a process", e).with_hint("is the workspace at its limit of processes or memory?")
-    })?;
-    // From here on the group is never empty while the process lives.
-    if let Some(pid) = child.id() {
-        entry.group.join(pid);
-    }
-    Ok(child)
+pub fn spawn(entry: &Entry, argv: &[String], environment: &BTreeMap<String, String>) -> Result<Process, SystemError> {
+    let streams = [Stream::Null, Stream::Piped, Stream::Piped];
+    entry
+        .start(argv, environment, streams, false)
+        .map_err(|e| e.with_hint("is the workspace at its limit of processes or memory?"))
 }
 
-/// `/bin/sh -c command`.
+/// Runs a command to its end and keeps what it said. Killed when this is dropped.
+///
+/// # Errors
+/// When it cannot be started, or its output cannot be read.
+pub async fn output(
+    entry: &Entry,
+    argv: &[String],
+    environment: &BTreeMap<String, String>,
+    stdin: Stream,
+) -> std::io::Result<std::process::Output> {
+    async fn all(from: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        if let Some(mut from) = from {
+            from.read_to_end(&mut bytes).await?;
+        }
+        Ok(bytes)
+    }
+    let streams = [stdin, Stream::Piped, Stream::Piped];
+    let mut process = entry.start(argv, environment, streams, true).map_err(std::io::Error::other)?;
+    let (out, err) = (process.stdout.take(), process.stderr.take());
+    let (stdout, stderr) = tokio::try_join!(all(out), all(err))?;
+    Ok(std::process::Output { status: process.wait().await?, stdout, stderr })
+}
+
+/// `/bin/sh -c command`. A command of plain words replaces the shell, which would only wait for it: one process less,
+/// and signals and statuses are the command's own.
 #[must_use]
 pub fn shell(command: &str) -> Vec<String> {
-    vec!["/bin/sh".into(), "-c".into(), command.into()]
+    let command = if is_program(command) { format!("exec {}", command.trim_start()) } else { command.to_owned() };
+    vec!["/bin/sh".into(), "-c".into(), command]
+}
+
+/// Words of the shell itself: where there is a program of the same name, it may differ.
+const WORDS: &str = "! . : [ alias bg break case cd chdir command continue do done echo elif else esac eval exec exit \
+                     export false fc fg fi for getopts hash if in jobs kill local printf pwd read readonly return set \
+                     shift test then times trap true type ulimit umask unalias unset until wait while";
+
+/// Whether a command is a program with plain arguments, to which the shell adds nothing.
+fn is_program(command: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || " _./:@%+,=-".contains(c);
+    let first = command.split_ascii_whitespace().next().unwrap_or("=");
+    command.chars().all(plain) && !first.contains('=') && !WORDS.split_ascii_whitespace().any(|word| word == first)
 }
 
 /// Waits for a command whose output is being copied. What counts is the end of the command itself: a daemon that it
 /// leaves behind may keep its pipes open, and is given a moment only.
 pub async fn wait_copied(
-    child: &mut Child,
+    child: &mut Process,
     copied: impl Future<Output = ()>,
 ) -> std::io::Result<std::process::ExitStatus> {
     const MOMENT: Duration = Duration::from_millis(200);
@@ -97,5 +137,26 @@ pub fn ended_how(status: std::process::ExitStatus) -> String {
         (None, Some(9)) => "was killed (signal 9): out of memory, or by hand".into(),
         (None, Some(signal)) => format!("was ended by signal {signal}"),
         (None, None) => "ended".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_command_replaces_its_shell_and_any_other_is_the_shells() {
+        for (command, whole) in [
+            ("node server.js --port=3000", "exec node server.js --port=3000"),
+            (" ./bin/rails server", "exec ./bin/rails server"),
+            ("A=b node server.js", "A=b node server.js"),
+            ("cd app", "cd app"),
+            ("node a.js && node b.js", "node a.js && node b.js"),
+            ("node $FILE", "node $FILE"),
+            ("node *.js", "node *.js"),
+            ("", ""),
+        ] {
+            assert_eq!(shell(command), ["/bin/sh", "-c", whole], "{command}");
+        }
     }
 }

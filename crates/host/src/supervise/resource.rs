@@ -3,7 +3,7 @@
 
 use super::{
     events::Event,
-    logs, process,
+    health, logs, process,
     protocol::{ResourceSpec, RuntimeSpec},
     runtime::{Runtime, Shared},
 };
@@ -15,6 +15,7 @@ use crate::{
         doors,
         enter::{As, Entry, base_environment},
         sandbox::DATA,
+        spawn::Stream,
     },
 };
 use envforge_api::{
@@ -29,15 +30,13 @@ use std::{
     fs,
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
-    process::Stdio,
     rc::Rc,
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// How long a server may take until it answers; crash recovery of a large database takes its time.
 const PATIENCE: Duration = Duration::from_secs(120);
-const FIRST_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// A server that cannot be started is tried again after this, doubling.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -269,7 +268,6 @@ pub(super) fn group_of(shared: &Shared, server: &str) -> Result<Group, Trouble> 
 /// Makes, starts (or adopts) and prepares one server, then waits for its end.
 async fn run_server(name: &'static str, run: u64, context: &Context, shared: &Rc<Shared>) -> Result<(), Trouble> {
     let Some(driver) = driver_of(name) else { return Ok(()) };
-    let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
     let program = driver.program()?;
     let group = group_of(shared, name)?;
     let adopted = group.main_pid();
@@ -282,18 +280,14 @@ async fn run_server(name: &'static str, run: u64, context: &Context, shared: &Rc
             let mut argv = vec![program.to_string_lossy().into_owned()];
             argv.extend(driver.arguments(context));
             let environment = base_environment(&shared.sandbox.accounts.resource);
-            let mut command = entry.command(&argv, &environment).map_err(system)?;
             // Output goes to a file, not to a pipe: the server outlives this supervisor.
-            let out = raw_output(shared, name)
-                .map_err(|e| Trouble::new(format!("cannot write its log: {e}"), "look at the disk"))?;
-            let again =
-                out.try_clone().map_err(|e| Trouble::new(format!("cannot write its log: {e}"), "look at the disk"))?;
-            let started = command.stdout(Stdio::from(out)).stderr(Stdio::from(again)).spawn();
+            let out = raw_output(shared, name).and_then(|out| Ok((out.try_clone()?, out)));
+            let (out, again) =
+                out.map_err(|e| Trouble::new(format!("cannot write its log: {e}"), "look at the disk"))?;
+            let streams = [Stream::Null, Stream::Given(out.into()), Stream::Given(again.into())];
+            let started = entry.start(&argv, &environment, streams, false);
             let started = started
                 .map_err(|e| Trouble::new(format!("cannot start {name}: {e}"), "is the workspace at its limits?"))?;
-            if let Some(pid) = started.id() {
-                group.join(pid);
-            }
             let pid = started.id().and_then(|id| i32::try_from(id).ok()).unwrap_or(0);
             child = Some(started);
             pid
@@ -335,15 +329,13 @@ async fn run_server(name: &'static str, run: u64, context: &Context, shared: &Rc
 }
 
 async fn wait_until_it_answers(driver: &dyn Driver, context: &Context) -> Result<(), Trouble> {
-    let mut pause = FIRST_PAUSE;
-    let begun = boot::now();
+    let begun = Instant::now();
     while !driver.answers(context).await {
-        if boot::now().since(begun) > u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX) {
+        if begun.elapsed() > PATIENCE {
             let reason = format!("{} does not answer after {} s", driver.name(), PATIENCE.as_secs());
             return Err(Trouble::new(reason, "its log may say why; it is tried again by itself"));
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 5 / 4).min(LONGEST_PAUSE);
+        tokio::time::sleep(health::next_pause(begun.elapsed(), health::SLOWEST_START)).await;
     }
     Ok(())
 }

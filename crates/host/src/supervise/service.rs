@@ -432,17 +432,22 @@ async fn check_for_ever(
 ) {
     let interval = Duration::from_millis(check.check.interval_ms);
     let by_command = matches!(check.check.probe, envforge_manifest::Probe::Command { .. });
-    let mut pause = if by_command { health::SLOWEST_START.min(interval) } else { health::FIRST_PAUSE };
+    let begun = tokio::time::Instant::now();
     let mut healthy = false;
     let mut said = None;
     loop {
+        // A command is a process of its own: tight checks would compete with the start that they wait for.
+        let pause = match (healthy, by_command) {
+            (true, _) => interval,
+            (false, true) => health::SLOWEST_START.min(interval),
+            (false, false) => health::next_pause(begun.elapsed(), interval),
+        };
         tokio::time::sleep(pause).await;
         if entry.group.is_empty() {
             return;
         }
         let outcome = health::check(&check, &entry, &environment).await;
         healthy |= outcome.is_ok();
-        pause = if healthy { interval } else { health::next_pause(pause, interval) };
         // The same answer again is news only when it counts towards a verdict.
         let text = outcome.as_ref().err().cloned();
         if outcome.is_err() || said != Some(text.clone()) {

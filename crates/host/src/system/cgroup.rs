@@ -164,7 +164,8 @@ impl Cgroups {
     }
 
     /// A group below `runtime`, made if missing: `services/web`, `resources/database`, `runs/cmd_…`.
-    /// Limits are those of `runtime`.
+    /// Limits are those of `runtime`. One without processes is made anew: since Linux 6.14 a group that was killed once
+    /// kills whatever is made in it later.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -175,6 +176,10 @@ impl Cgroups {
             v1: self.runtime.v1.clone(),
             doors: self.runtime.doors.as_ref().map(below),
         };
+        if let Some(at) = group.v2.as_ref().filter(|_| group.is_empty()) {
+            // Not there, or with groups of its own, is as good.
+            let _ = fs::remove_dir(at);
+        }
         group.ensure()?;
         Ok(group)
     }
@@ -227,18 +232,21 @@ impl Group {
     /// Puts a process into the group. `envforge enter` does it itself, a moment after it was started; whoever may have
     /// to kill the group before that moment calls this too.
     pub fn join(&self, pid: u32) {
-        for file in self.membership_files() {
+        for at in self.v2.iter().chain(&self.v1) {
             // One that ended already needs no group.
-            let _ = write(&file, &pid.to_string());
+            let _ = write(&at.join("cgroup.procs"), &pid.to_string());
         }
         if let Some(doors) = &self.doors {
             doors.join(pid);
         }
     }
 
-    /// Files to write a pid to, in order to join.
-    pub fn membership_files(&self) -> impl Iterator<Item = PathBuf> {
-        self.v2.iter().chain(&self.v1).map(|at| at.join("cgroup.procs"))
+    /// Files to write `0` to, for a process of one thread that joins by itself; one that was `placed` is in the group of
+    /// version 2 already. In version 1 a thread that moves itself (`tasks`) waits for no grace period of the kernel,
+    /// as a process that is moved (`cgroup.procs`) does.
+    pub fn own_membership_files(&self, placed: bool) -> impl Iterator<Item = PathBuf> {
+        let v2 = self.v2.iter().filter(move |_| !placed).map(|at| at.join("cgroup.procs"));
+        v2.chain(self.v1.iter().map(|at| at.join("tasks")))
     }
 
     /// Sets limits; what the machine cannot limit is left out.
@@ -356,7 +364,12 @@ impl Group {
         loop {
             // Reading arms the event; a change after the read is then an event.
             let mut text = [0_u8; 256];
-            let read = rustix::io::pread(events.get_ref().as_fd(), &mut text, 0).map_err(|e| doing(e.into()))?;
+            let read = match rustix::io::pread(events.get_ref().as_fd(), &mut text, 0) {
+                Ok(read) => read,
+                // The group was removed meanwhile.
+                Err(rustix::io::Errno::NODEV) => return Ok(()),
+                Err(error) => return Err(doing(error.into())),
+            };
             if !String::from_utf8_lossy(&text[..read]).lines().any(|line| line == "populated 1") {
                 return Ok(());
             }

@@ -10,6 +10,7 @@ use super::{
     door::{self, Became},
     sandbox,
     sandbox::Sandbox,
+    spawn::{self, Process, Start, Stream},
 };
 use nix::{
     sched::{CloneFlags, setns},
@@ -17,14 +18,7 @@ use nix::{
     unistd::{Gid, Uid},
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    ffi::CString,
-    fs, io,
-    path::PathBuf,
-    process::{ExitCode, Stdio},
-    sync::OnceLock,
-};
+use std::{collections::BTreeMap, ffi::CString, fs, io, path::PathBuf, process::ExitCode, sync::OnceLock};
 
 /// Who a process inside a workspace is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +49,9 @@ pub struct Entry {
     /// A directory of the host that this process and its children see read-only at [`sandbox::SOURCE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<PathBuf>,
+    /// It is made in its group of version 2 and need not move there.
+    #[serde(default)]
+    pub placed: bool,
 }
 
 /// Exit status when a process could not be put into its workspace (the convention of `env` and `chroot`).
@@ -76,31 +73,41 @@ impl Entry {
             oom_score_adj: 0,
             terminal: false,
             source: None,
+            placed: false,
         }
     }
 
-    /// The command that starts `argv` there with exactly `env` (secrets may be in `env`, never in `argv`).
-    /// Standard streams are the caller's to set; they default to null.
+    /// Starts `argv` there, in its control group from its first moment, with exactly `env` (secrets may be in `env`,
+    /// never in `argv`).
     ///
     /// # Errors
-    /// When the running binary cannot be found.
-    pub fn command<'a>(
+    /// When the machine has no room for a process.
+    pub fn start<'a>(
         &self,
         argv: &[String],
         env: impl IntoIterator<Item = (&'a String, &'a String)>,
-    ) -> Result<tokio::process::Command> {
-        let entry = serde_json::to_string(self)
-            .map_err(|e| SystemError::new("describe an entry", io::Error::new(io::ErrorKind::InvalidData, e)))?;
-        let mut command = tokio::process::Command::new(own_binary()?);
-        command
-            .args(["enter", "run", &entry, "--"])
-            .args(argv)
-            .env_clear()
-            .envs(env)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        Ok(command)
+        streams: [Stream; 3],
+        kill_on_drop: bool,
+    ) -> Result<Process> {
+        let environment: Vec<String> = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let group = self.group.v2.as_deref().filter(|at| spawn::can_place(at));
+        let entry = Self { placed: group.is_some(), ..self.clone() };
+        let mut words = vec![own_binary()?.to_string_lossy().into_owned(), "enter".into(), "run".into()];
+        words.extend([entry.describe()?, "--".into()]);
+        words.extend_from_slice(argv);
+        let process = spawn::start(Start { argv: words, environment, streams, group, kill_on_drop })?;
+        if group.is_none()
+            && let Some(pid) = process.id()
+        {
+            // From here on the group is never empty while the process lives.
+            self.group.join(pid);
+        }
+        Ok(process)
+    }
+
+    fn describe(&self) -> Result<String> {
+        serde_json::to_string(self)
+            .map_err(|e| SystemError::new("describe an entry", io::Error::new(io::ErrorKind::InvalidData, e)))
     }
 }
 
@@ -161,7 +168,7 @@ fn run(entry: &str, argv: &[String]) -> Result<u8, (u8, SystemError)> {
 
 fn enter(entry: &Entry) -> Result<()> {
     let failed = |doing: &str, error: nix::errno::Errno| SystemError::new(doing, error.into());
-    for file in entry.group.membership_files() {
+    for file in entry.group.own_membership_files(entry.placed) {
         fs::write(&file, "0").map_err(|e| SystemError::new("join the workspace's control group", e))?;
     }
     if entry.oom_score_adj > 0 {

@@ -11,6 +11,7 @@ mod holder;
 pub mod installation;
 pub mod pty;
 pub mod sandbox;
+pub mod spawn;
 mod title;
 
 use std::{fmt, io};

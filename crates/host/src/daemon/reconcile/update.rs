@@ -19,6 +19,9 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::sync::Mutex;
 
 pub(super) fn remember_restarts(made: &Sandbox, intent: &WorkspaceIntent, memory: &mut Memory) {
+    if memory.acted_restarts == intent.restarts {
+        return;
+    }
     memory.acted_restarts.clone_from(&intent.restarts);
     let bytes = serde_json::to_vec(&memory.acted_restarts).unwrap_or_default();
     if let Err(error) = files::write_durably(&made.dir.join("state").join("restarts.json"), &bytes, 0o600) {

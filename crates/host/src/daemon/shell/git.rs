@@ -7,18 +7,21 @@
 
 use crate::{
     daemon::hub::{Hub, Workspace},
+    supervise::process,
     system::{
         accounts::Account,
         enter::{As, Entry, base_environment},
         files::{self, Beneath},
         installation::Isolation,
         sandbox::{SOURCE, Sandbox, WORKSPACE},
+        spawn::Stream,
     },
 };
 use envforge_api::{host::WorkspaceIntent, names::Branch, project::Checkout, states::Trouble};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     process::{Output, Stdio},
     sync::{Arc, LazyLock, Mutex, PoisonError},
@@ -68,7 +71,12 @@ fn git(hub: &Hub, account: &Account, dir: &Path) -> Command {
 }
 
 async fn run(mut command: Command, limit: Duration) -> Result<Output, String> {
-    match timeout(limit, command.output()).await {
+    judge(limit, command.output()).await
+}
+
+/// What a git that failed said, in one line.
+async fn judge(limit: Duration, output: impl Future<Output = io::Result<Output>>) -> Result<Output, String> {
+    match timeout(limit, output).await {
         Ok(Ok(output)) if output.status.success() => Ok(output),
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr);
@@ -199,10 +207,12 @@ async fn clone(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox, checkout:
     let (seen_at, stdin) = match hub.installation.isolation {
         Isolation::Full => {
             entry.source = Some(cache);
-            (SOURCE.to_owned(), Stdio::null())
+            (SOURCE.to_owned(), Stream::Null)
         }
         // An ordinary user cannot show a directory of the host inside: it comes as one file, through a pipe.
-        Isolation::UserNamespaces => ("-".to_owned(), Stdio::from(bundle(hub, sandbox, checkout, &cache).await?)),
+        Isolation::UserNamespaces => {
+            ("-".to_owned(), Stream::Given(bundle(hub, sandbox, checkout, &cache).await?.into()))
+        }
     };
     let from = intent.from.clone().unwrap_or_default();
     let words = ["/bin/sh", "-c", CLONE, "clone", &checkout.directory, &seen_at];
@@ -218,9 +228,7 @@ async fn clone(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox, checkout:
     ];
     let environment: BTreeMap<String, String> =
         environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let mut shell = entry.command(&argv, &environment).map_err(super::trouble)?;
-    shell.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    run(shell, NETWORK).await.map(drop).map_err(|why| {
+    judge(NETWORK, process::output(&entry, &argv, &environment, stdin)).await.map(drop).map_err(|why| {
         let reason = format!("{} cannot be checked out on {}: {why}", checkout.directory, intent.branch);
         let hint = if why.starts_with("something else") {
             "move it away, then `envforge up` again"
@@ -275,10 +283,10 @@ pub async fn inspect_work(sandbox: &Sandbox, intent: &WorkspaceIntent) -> Result
     for checkout in intent.spec.checkouts() {
         let entry = Entry::new(sandbox, As::User, &sandbox.cgroups.shell, WORKSPACE);
         let argv = ["/bin/sh", "-c", INSPECT, "inspect", &checkout.directory].map(ToOwned::to_owned);
-        let mut command = entry.command(&argv, &base_environment(&sandbox.accounts.user)).map_err(super::trouble)?;
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let environment = base_environment(&sandbox.accounts.user);
+        let inspected = process::output(&entry, &argv, &environment, Stream::Null);
         let name = &checkout.directory;
-        let output = run(command, Duration::from_secs(60)).await.map_err(|why| {
+        let output = judge(Duration::from_secs(60), inspected).await.map_err(|why| {
             Trouble::new(format!("cannot look for unsaved work in {name}: {why}"), "`--force` deletes without looking")
         })?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

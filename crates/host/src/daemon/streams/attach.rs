@@ -13,13 +13,14 @@ use crate::{
         SystemError,
         enter::{As, Entry},
         pty::Pty,
+        spawn::{Process, Stream},
     },
 };
 use envforge_api::{
     problem::Problem,
     stream::{AttachStart, Control, channel},
 };
-use std::{collections::BTreeMap, os::fd::OwnedFd, process::Stdio};
+use std::{collections::BTreeMap, os::fd::OwnedFd};
 use tokio_util::sync::CancellationToken;
 
 /// The session every terminal of a workspace shows.
@@ -62,14 +63,13 @@ pub(super) fn spawn(
     argv: &[String],
     environment: &BTreeMap<String, String>,
     terminal: OwnedFd,
-) -> Result<tokio::process::Child, SystemError> {
-    let doing = |e| {
-        SystemError::new("start a program on a terminal", e).with_hint("is the workspace at its limit of processes?")
-    };
+) -> Result<Process, SystemError> {
+    let doing = |e| SystemError::new("start a program on a terminal", e);
     let (second, third) = (terminal.try_clone().map_err(doing)?, terminal.try_clone().map_err(doing)?);
-    let mut command = entry.command(argv, environment)?;
-    command.stdin(Stdio::from(terminal)).stdout(Stdio::from(second)).stderr(Stdio::from(third)).kill_on_drop(true);
-    command.spawn().map_err(doing)
+    let streams = [terminal, second, third].map(Stream::Given);
+    entry
+        .start(argv, environment, streams, true)
+        .map_err(|e| e.with_hint("is the workspace at its limit of processes?"))
 }
 
 /// Types what the client types until it is gone.

@@ -11,9 +11,9 @@ use crate::{
     daemon::hub::Workspace,
     supervise::process::exit_code,
     system::{
-        SystemError,
         enter::{As, Entry},
         pty::Pty,
+        spawn::{Process, Stream},
     },
 };
 use envforge_api::{
@@ -24,12 +24,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use std::{process::Stdio, time::Duration};
-use tokio::{
-    io::AsyncWriteExt,
-    process::{Child, ChildStdin},
-    sync::mpsc,
-};
+use std::time::Duration;
+use tokio::{io::AsyncWriteExt, net::unix::pipe, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
 /// Time between asking a command to end and killing it.
@@ -56,10 +52,9 @@ fn entry(ready: &Ready, terminal: bool) -> Entry {
 }
 
 async fn on_pipes(ready: &Ready, start: &ExecStart, out: &Out, input: &mut In<'_>) -> Result<i32, Cut> {
-    let doing = |e| SystemError::new("start a command", e).with_hint("is the workspace at its limit of processes?");
-    let mut command = entry(ready, false).command(&start.argv, &ready.environment).map_err(|e| refused(&e))?;
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| refused(&doing(e)))?;
+    let streams = [Stream::Piped, Stream::Piped, Stream::Piped];
+    let started = entry(ready, false).start(&start.argv, &ready.environment, streams, false);
+    let mut child = started.map_err(|e| refused(&e.with_hint("is the workspace at its limit of processes?")))?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
         return Err(Problem::internal("a command was started without pipes").into());
@@ -133,7 +128,7 @@ async fn heard(input: &mut In<'_>, stdin: &mpsc::Sender<axum::body::Bytes>, lead
 }
 
 /// Writes standard input until its end.
-async fn feed(mut stdin: ChildStdin, mut octets: mpsc::Receiver<axum::body::Bytes>) {
+async fn feed(mut stdin: pipe::Sender, mut octets: mpsc::Receiver<axum::body::Bytes>) {
     while let Some(bytes) = octets.recv().await {
         if bytes.is_empty() || stdin.write_all(&bytes).await.is_err() {
             return;
@@ -164,12 +159,12 @@ fn send(leader: Option<Pid>, signal: Signal) {
 /// A command that is asked to end, and then made to, when it is dropped before its end.
 #[derive(Debug)]
 struct Running {
-    child: Option<Child>,
+    child: Option<Process>,
     leader: Option<Pid>,
 }
 
 impl Running {
-    fn new(child: Child) -> Self {
+    fn new(child: Process) -> Self {
         let leader = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         Self { child: Some(child), leader }
     }
