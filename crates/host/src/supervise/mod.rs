@@ -50,7 +50,7 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
     let spec: RuntimeSpec = serde_json::from_slice(&bytes).map_err(|e| {
         SystemError::new("read the runtime's description", io::Error::new(io::ErrorKind::InvalidData, e))
     })?;
-    let _alone = lock(&spec)?;
+    let _alone = lock(&spec).await?;
     // A terminal that closes or a daemon that stops must not reach us.
     let _ = rustix::process::setsid();
     // From here on `localhost` is the workspace's: health checks and databases are reached without a detour.
@@ -96,8 +96,11 @@ fn lost_namespaces() -> SystemError {
     SystemError::new("supervise the workspace", io::Error::other("its namespaces were ended by someone"))
 }
 
+const LOCK_ATTEMPTS: u32 = 100;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// One supervisor for a workspace: the lock ends with the process, however it ends.
-fn lock(spec: &RuntimeSpec) -> Result<fs::File, SystemError> {
+async fn lock(spec: &RuntimeSpec) -> Result<fs::File, SystemError> {
     let path = spec.sandbox.dir.join("state").join("supervisor.lock");
     let file = fs::OpenOptions::new()
         .create(true)
@@ -105,8 +108,16 @@ fn lock(spec: &RuntimeSpec) -> Result<fs::File, SystemError> {
         .write(true)
         .open(&path)
         .map_err(|e| SystemError::new("lock the workspace", e))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|e| SystemError::new("supervise the workspace: another supervisor does", e.into()))?;
+    // A child that the one before was making when it was killed holds its lock until it becomes a program.
+    for left in (0..LOCK_ATTEMPTS).rev() {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(error) if left == 0 => {
+                return Err(SystemError::new("supervise the workspace: another supervisor does", error.into()));
+            }
+            Err(_) => tokio::time::sleep(LOCK_PAUSE).await,
+        }
+    }
     files::write_whole(&path.with_extension("pid"), std::process::id().to_string().as_bytes(), 0o600)?;
     Ok(file)
 }

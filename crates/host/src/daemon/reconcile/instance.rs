@@ -214,7 +214,6 @@ pub(super) async fn replace(hub: &Arc<Hub>, workspace: &Arc<Workspace>, memory: 
         }
         Err(trouble) => {
             tracing::error!(workspace = %workspace.id, reason = %trouble.reason, "a supervisor cannot be replaced");
-            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 }

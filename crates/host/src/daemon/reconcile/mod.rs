@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A failed preparation is tried again after this, without anyone asking.
 const PREPARE_AGAIN: Duration = Duration::from_secs(60);
+/// A supervisor that could not be replaced is tried again after this.
+const REPLACE_AGAIN: Duration = Duration::from_millis(500);
 /// How often envforge.yml files of an awake runtime are compared with what runs.
 const LOOK_FOR_EDITS: Duration = Duration::from_secs(3);
 
@@ -214,7 +216,7 @@ async fn keep_runtime(hub: &Arc<Hub>, workspace: &Arc<Workspace>, setup: &Arc<Mu
                 }
             }
         }
-        let connected = memory.snapshots.is_some();
+        let (connected, lost) = (memory.snapshots.is_some(), memory.lost);
         let next = async {
             match &mut memory.snapshots {
                 Some(snapshots) => snapshots.recv().await,
@@ -226,6 +228,8 @@ async fn keep_runtime(hub: &Arc<Hub>, workspace: &Arc<Workspace>, setup: &Arc<Mu
             _ = shell.changed() => {}
             _ = may_wake.changed() => {}
             snapshot = next => instance::heard(hub, workspace, &mut memory, snapshot),
+            // A supervisor that could not be replaced is tried again without anyone asking.
+            () = tokio::time::sleep(REPLACE_AGAIN), if lost => {}
             _ = look.tick(), if connected => update::look_for_edits(hub, workspace, &intent).await,
         }
     }
