@@ -262,6 +262,15 @@ fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\'', r"'\''"))
 }
 
+/// Waits for the prepared data that the description's servers are made from.
+///
+/// # Errors
+/// When it cannot be made.
+pub(super) async fn ensure_templates(hub: &Hub, description: &Description) -> Result<(), Trouble> {
+    let wanted = |r: &ResourceSpec| r.resource.kind == ResourceKind::Database && r.blocked.is_none();
+    if description.resources.iter().any(wanted) { super::ensure_database_template(hub).await } else { Ok(()) }
+}
+
 /// Writes the description of a new instance; returns it.
 ///
 /// # Errors
@@ -274,11 +283,7 @@ pub(super) async fn write_spec(
 ) -> Result<(RuntimeSpec, Description), Trouble> {
     let system = |e: SystemError| Trouble::new(e.to_string(), e.hint);
     let description = describe(intent, sandbox).await?;
-    let wants_database =
-        description.resources.iter().any(|r| r.resource.kind == ResourceKind::Database && r.blocked.is_none());
-    if wants_database {
-        super::ensure_database_template(hub).await?;
-    }
+    ensure_templates(hub, &description).await?;
     write_env_files(sandbox, &description).map_err(system)?;
     let trigger = match &intent.runtime {
         DesiredRuntime::Awake { trigger } => trigger.clone(),

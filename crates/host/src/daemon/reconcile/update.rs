@@ -48,7 +48,13 @@ pub(super) async fn update(
         .filter(|(name, count)| memory.acted_restarts.get(*name).copied().unwrap_or(0) < **count)
         .map(|(name, _)| name.clone())
         .collect();
-    let description = match runtime::describe(intent, &made).await {
+    // A restart may be the first to ask for a database.
+    let described = async {
+        let description = runtime::describe(intent, &made).await?;
+        runtime::ensure_templates(hub, &description).await?;
+        Ok(description)
+    };
+    let description = match described.await {
         Ok(description) => description,
         Err(trouble) => {
             change(hub, workspace, |facts| facts.failed = Some((intent.generation, trouble, Timestamp::now())));
