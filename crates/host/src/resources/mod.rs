@@ -54,8 +54,14 @@ pub trait Driver: std::fmt::Debug {
     /// What its main process is told to stop with: everything acknowledged stays.
     fn stop_signal(&self) -> Signal;
 
-    /// What its sessions do that should keep the runtime awake, in words for people.
-    fn work<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Option<String>>;
+    /// Who can say what its sessions do; `None` for a server whose sessions are no work.
+    fn watch(&self, context: &Context) -> Option<Box<dyn Watch>>;
+}
+
+/// Asks a server again and again, at next to no cost to the runtime that is judged by what it uses.
+pub trait Watch: std::fmt::Debug {
+    /// What sessions do that should keep the runtime awake, in words for people. May be dropped and called again.
+    fn work(&mut self) -> LocalBoxFuture<'_, Option<String>>;
 }
 
 /// The driver of a managed resource; `None` for kinds that no server of this version provides.

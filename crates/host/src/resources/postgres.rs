@@ -3,7 +3,7 @@
 //! The template holds the role and database `app` and a superuser whose password only the host knows. At its first
 //! start a workspace's copy gets passwords of its own, before any service is told the cluster is there.
 
-use super::{Context, Driver, find_program};
+use super::{Context, Driver, Watch, find_program};
 use crate::system::{
     accounts::{self, Account},
     files,
@@ -323,16 +323,35 @@ impl Driver for Postgres {
         Signal::SIGINT
     }
 
-    fn work<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Option<String>> {
+    fn watch(&self, context: &Context) -> Option<Box<dyn Watch>> {
+        Some(Box::new(Sessions { context: context.clone(), connection: None }))
+    }
+}
+
+/// Asks over one connection that stays open: a new one each time would cost more than all that an idle runtime does.
+#[derive(Debug)]
+struct Sessions {
+    context: Context,
+    connection: Option<PgConnection>,
+}
+
+impl Watch for Sessions {
+    fn work(&mut self) -> LocalBoxFuture<'_, Option<String>> {
         Box::pin(async {
-            let own = fs::read_to_string(password_path(context)).ok()?;
-            let mut connection = PgConnection::connect_with(&options(&own, "postgres")).await.ok()?;
+            // Whoever gives up in the middle of an answer, or finds the server gone, gets a new connection next time.
+            let mut connection = match self.connection.take() {
+                Some(connection) => connection,
+                None => {
+                    let own = fs::read_to_string(password_path(&self.context)).ok()?;
+                    PgConnection::connect_with(&options(&own, "postgres")).await.ok()?
+                }
+            };
             let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' \
                        AND pid <> pg_backend_pid() AND state NOT IN ('idle', 'disabled') \
                        AND wait_event IS DISTINCT FROM 'ClientRead'";
-            let row = sqlx::query(sql).fetch_one(&mut connection).await;
-            let _ = connection.close().await;
-            match row.ok()?.try_get::<i64, _>(0).ok()? {
+            let count: i64 = sqlx::query(sql).fetch_one(&mut connection).await.ok()?.try_get(0).ok()?;
+            self.connection = Some(connection);
+            match count {
                 0 => None,
                 1 => Some("a database session at work".into()),
                 n => Some(format!("{n} database sessions at work")),

@@ -1,6 +1,6 @@
 //! Redis: cache and queue of a workspace, one server, append-only file.
 
-use super::{Context, Driver, find_program};
+use super::{Context, Driver, Watch, find_program};
 use crate::system::{files, sandbox::DATA};
 use envforge_api::{resource::ResourceKind, states::Trouble};
 use futures_util::future::LocalBoxFuture;
@@ -75,7 +75,7 @@ impl Driver for Redis {
         Signal::SIGTERM
     }
 
-    fn work<'a>(&'a self, _context: &'a Context) -> LocalBoxFuture<'a, Option<String>> {
-        Box::pin(async { None })
+    fn watch(&self, _context: &Context) -> Option<Box<dyn Watch>> {
+        None
     }
 }

@@ -60,11 +60,6 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// What its driver is told.
-    pub(super) fn context(&self) -> Context {
-        self.context.clone()
-    }
-
     fn state(&mut self, state: ResourceState, trouble: Option<Trouble>) {
         let since = if self.stated.state == state { self.stated.since } else { Timestamp::now() };
         self.stated = match trouble {
@@ -76,14 +71,6 @@ impl Server {
 
 fn driver_of(server: &str) -> Option<Box<dyn Driver>> {
     ResourceKind::ALL.iter().filter_map(|kind| driver(*kind)).find(|driver| driver.name() == server)
-}
-
-/// What keeps the server at work, in words for people.
-pub(super) async fn work(server: &str, context: &Context) -> Option<String> {
-    match driver_of(server) {
-        Some(driver) => driver.work(context).await,
-        None => None,
-    }
 }
 
 /// The servers that the spec's managed resources need.
@@ -191,7 +178,12 @@ impl Runtime {
 
     /// Tells the idle judge whom to ask.
     pub(super) fn note_database(&self) {
-        self.shared.database.replace(self.servers.get("database").map(Server::context));
+        let mut known = self.shared.database.borrow_mut();
+        if known.is_none()
+            && let (Some(server), Some(driver)) = (self.servers.get("database"), driver_of("database"))
+        {
+            *known = driver.watch(&server.context);
+        }
     }
 
     pub(super) fn server_ready(&mut self, name: &'static str, run: u64) {

@@ -14,7 +14,7 @@ use super::{
     setup::Setup,
 };
 use crate::{
-    resources::Context,
+    resources::Watch,
     system::{SystemError, boot, cgroup::Limits, files, sandbox::Sandbox},
 };
 use envforge_api::{
@@ -44,8 +44,8 @@ pub(super) struct Shared {
     pub(super) grace: Duration,
     /// The installation's prepared data.
     pub(super) templates: std::path::PathBuf,
-    /// The database whose sessions the idle judge asks for, once there is one.
-    pub(super) database: RefCell<Option<Context>>,
+    /// Whom the idle judge asks for database sessions, once there is a database.
+    pub(super) database: RefCell<Option<Box<dyn Watch>>>,
 }
 
 impl Shared {
@@ -190,11 +190,12 @@ impl Runtime {
             clock.tick().await;
             loop {
                 clock.tick().await;
-                let database = shared.database.borrow().clone();
-                let work = match database {
-                    Some(context) => {
-                        let ask = super::resource::work("database", &context);
-                        tokio::time::timeout(Duration::from_millis(700), ask).await.unwrap_or_default()
+                let watch = shared.database.take();
+                let work = match watch {
+                    Some(mut watch) => {
+                        let work = tokio::time::timeout(Duration::from_millis(700), watch.work()).await;
+                        shared.database.replace(Some(watch));
+                        work.unwrap_or_default()
                     }
                     None => None,
                 };
