@@ -58,12 +58,14 @@ pub async fn output(
     Ok(std::process::Output { status: process.wait().await?, stdout, stderr })
 }
 
-/// `/bin/sh -c command`. A command of plain words replaces the shell, which would only wait for it: one process less,
-/// and signals and statuses are the command's own.
+/// `/bin/sh -c command`. A command of plain words needs no shell, which would only start it and wait: it is started at
+/// once, and signals and statuses are its own.
 #[must_use]
 pub fn shell(command: &str) -> Vec<String> {
-    let command = if is_program(command) { format!("exec {}", command.trim_start()) } else { command.to_owned() };
-    vec!["/bin/sh".into(), "-c".into(), command]
+    if is_program(command) {
+        return command.split_ascii_whitespace().map(str::to_owned).collect();
+    }
+    vec!["/bin/sh".into(), "-c".into(), command.to_owned()]
 }
 
 /// Words of the shell itself: where there is a program of the same name, it may differ.
@@ -145,18 +147,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_command_replaces_its_shell_and_any_other_is_the_shells() {
-        for (command, whole) in [
-            ("node server.js --port=3000", "exec node server.js --port=3000"),
-            (" ./bin/rails server", "exec ./bin/rails server"),
-            ("A=b node server.js", "A=b node server.js"),
-            ("cd app", "cd app"),
-            ("node a.js && node b.js", "node a.js && node b.js"),
-            ("node $FILE", "node $FILE"),
-            ("node *.js", "node *.js"),
-            ("", ""),
-        ] {
-            assert_eq!(shell(command), ["/bin/sh", "-c", whole], "{command}");
+    fn a_plain_command_is_started_as_it_is_and_any_other_by_a_shell() {
+        for command in ["node server.js --port=3000", " ./bin/rails  server "] {
+            assert_eq!(shell(command), command.split_whitespace().collect::<Vec<_>>(), "{command}");
+        }
+        for command in ["A=b node server.js", "cd app", "node a.js && node b.js", "node $FILE", "node *.js", "", " "] {
+            assert_eq!(shell(command), ["/bin/sh", "-c", command], "{command}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The one way into a workspace: `envforge enter`, a small single-threaded re-exec.
+//! The one way into a workspace: [`Entry::start`]. As root a copy of the caller goes in by itself ([`super::inside`]);
+//! where more than system calls is needed, `envforge enter`, a small single-threaded re-exec, takes the same steps.
 //!
 //! Order: control groups, oom score, namespaces, terminal, groups and ids, working directory, signal mask and
 //! dispositions, close every descriptor above 2, exec with exactly the environment it was started with.
@@ -8,6 +9,7 @@ use super::{
     accounts::Account,
     cgroup::Group,
     door::{self, Became},
+    inside::Inside,
     sandbox,
     sandbox::Sandbox,
     spawn::{self, Process, Start, Stream},
@@ -89,13 +91,26 @@ impl Entry {
         streams: [Stream; 3],
         kill_on_drop: bool,
     ) -> Result<Process> {
-        let environment: Vec<String> = env.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let mut path = "";
+        let mut environment = Vec::new();
+        for (name, value) in env {
+            if name == "PATH" {
+                path = value;
+            }
+            environment.push(format!("{name}={value}"));
+        }
         let group = self.group.v2.as_deref().filter(|at| spawn::can_place(at));
-        let entry = Self { placed: group.is_some(), ..self.clone() };
-        let mut words = vec![own_binary()?.to_string_lossy().into_owned(), "enter".into(), "run".into()];
-        words.extend([entry.describe()?, "--".into()]);
-        words.extend_from_slice(argv);
-        let process = spawn::start(Start { argv: words, environment, streams, group, kill_on_drop })?;
+        let program = argv.first().map(String::as_str).unwrap_or_default();
+        let (argv, inside) = if self.takes_the_short_way() {
+            (argv.to_vec(), Some(Inside::prepare(self, group.is_some(), program, path)?))
+        } else {
+            let entry = Self { placed: group.is_some(), ..self.clone() };
+            let mut words = vec![own_binary()?.to_string_lossy().into_owned(), "enter".into(), "run".into()];
+            words.extend([entry.describe()?, "--".into()]);
+            words.extend_from_slice(argv);
+            (words, None)
+        };
+        let process = spawn::start(Start { argv, environment, streams, group, kill_on_drop, inside })?;
         if group.is_none()
             && let Some(pid) = process.id()
         {
@@ -103,6 +118,11 @@ impl Entry {
             self.group.join(pid);
         }
         Ok(process)
+    }
+
+    /// Whether a copy of this process can go in by itself. Doors and a source of one's own take more than system calls.
+    fn takes_the_short_way(&self) -> bool {
+        rustix::process::geteuid().is_root() && self.group.doors.is_none() && self.source.is_none()
     }
 
     fn describe(&self) -> Result<String> {

@@ -8,6 +8,7 @@ pub mod doors;
 pub mod enter;
 pub mod files;
 mod holder;
+mod inside;
 pub mod installation;
 pub mod pty;
 pub mod sandbox;

@@ -6,7 +6,7 @@
 //! whoever kills the group meets it there. Where the kernel or a container forbids this, the process is made beside
 //! the group and moves by itself.
 
-use super::{Result, SystemError};
+use super::{Result, SystemError, inside::Inside};
 use nix::libc;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use std::{
@@ -39,8 +39,8 @@ pub enum Stream {
 
 /// A program to be started: argument vector, whole environment, standard streams.
 #[derive(Debug)]
-pub struct Start<'a> {
-    /// An absolute path, and the arguments; the first is the program itself.
+pub(super) struct Start<'a> {
+    /// The program and its arguments. Without [`Start::inside`] the first is an absolute path.
     pub argv: Vec<String>,
     /// `NAME=value`; nothing is inherited.
     pub environment: Vec<String>,
@@ -50,6 +50,8 @@ pub struct Start<'a> {
     pub group: Option<&'a Path>,
     /// Kill it when its handle is dropped.
     pub kill_on_drop: bool,
+    /// What the copy does before it becomes the program.
+    pub inside: Option<Inside>,
 }
 
 /// A started process. Dropped before its end, it is still reaped.
@@ -92,7 +94,7 @@ fn try_out(group: &File) -> io::Result<bool> {
 ///
 /// # Errors
 /// When the machine has no room for a process.
-pub fn start(start: Start<'_>) -> Result<Process> {
+pub(super) fn start(start: Start<'_>) -> Result<Process> {
     let doing = |e: io::Error| SystemError::new("start a process", e);
     let group = start.group.map(File::open).transpose().map_err(doing)?;
     let text = |words: Vec<String>| -> io::Result<Vec<CString>> {
@@ -103,13 +105,24 @@ pub fn start(start: Start<'_>) -> Result<Process> {
         words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (arguments, variables) = (pointers(&argv), pointers(&environment));
+    let mut script: Vec<_> = std::iter::once(std::ptr::null()).chain(arguments.iter().copied()).collect();
     let [input, output, error] = start.streams;
     let (input, stdin) = theirs(input, End::Reads).map_err(doing)?;
     let (output, stdout) = theirs(output, End::Writes).map_err(doing)?;
     let (error, stderr) = theirs(error, End::Writes).map_err(doing)?;
     let streams = [input.as_raw_fd(), output.as_raw_fd(), error.as_raw_fd()];
     let made = make(group.as_ref()).map_err(doing)?;
-    let Some((pid, handle)) = made else { become_program(streams, &arguments, &variables) };
+    let Some((pid, handle)) = made else {
+        take_streams(streams);
+        #[allow(unsafe_code)]
+        // SAFETY: this is the copy; what the pointers lead to was made above and outlives the call, which does not return.
+        unsafe {
+            match &start.inside {
+                Some(inside) => inside.become_program(&arguments, &mut script, &variables),
+                None => become_program(&arguments, &variables),
+            }
+        }
+    };
     let mut process = Process {
         stdin: None,
         stdout: None,
@@ -196,19 +209,29 @@ fn fork() -> io::Result<Option<(Pid, OwnedFd)>> {
     }
 }
 
-/// In the copy: takes the streams and becomes the program. Other threads are not here, whatever they held: nothing is
-/// allocated, locked or dropped on this way.
-fn become_program(streams: [RawFd; 3], argv: &[*const libc::c_char], environment: &[*const libc::c_char]) -> ! {
-    const SORRY: &[u8] = b"envforge: cannot run itself\n";
-    #[allow(unsafe_code)]
-    // SAFETY: system calls on descriptors above 2 and on arrays that end with a null pointer; all of them are in this
-    // copy's memory and outlive the call, which ends either in another program or here.
-    unsafe {
-        for (number, stream) in streams.into_iter().enumerate() {
+/// In the copy: puts its streams in their places. Other threads are not here, whatever they held: nothing is allocated,
+/// locked or dropped on this way.
+fn take_streams(streams: [RawFd; 3]) {
+    for (number, stream) in streams.into_iter().enumerate() {
+        #[allow(unsafe_code)]
+        // SAFETY: system calls on descriptors above 2.
+        unsafe {
             if libc::dup2(stream, number as RawFd) < 0 {
                 libc::_exit(i32::from(super::enter::CANNOT_ENTER));
             }
         }
+    }
+}
+
+/// In the copy: becomes this program itself, by its absolute path.
+///
+/// # Safety
+/// Both arrays end with a null pointer; the others are to strings.
+#[allow(unsafe_code)]
+unsafe fn become_program(argv: &[*const libc::c_char], environment: &[*const libc::c_char]) -> ! {
+    const SORRY: &[u8] = b"envforge: cannot run itself\n";
+    // SAFETY: system calls on memory of this copy, which ends either in another program or here.
+    unsafe {
         libc::execve(argv[0], argv.as_ptr(), environment.as_ptr());
         libc::write(2, SORRY.as_ptr().cast(), SORRY.len());
         libc::_exit(i32::from(super::enter::CANNOT_ENTER))
@@ -283,7 +306,7 @@ mod tests {
     fn shell(script: &str, streams: [Stream; 3], kill_on_drop: bool) -> Process {
         let argv = ["/bin/sh", "-c", script].map(str::to_owned).into();
         let environment = vec!["A=b c".to_owned()];
-        let start = Start { argv, environment, streams, group: None, kill_on_drop };
+        let start = Start { argv, environment, streams, group: None, kill_on_drop, inside: None };
         super::start(start).expect("start")
     }
 
