@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// How long one long poll for a workspace takes at most, in seconds.
 const LONG_POLL_S: u64 = 25;
-/// The same while a command record is waited for, whose end need not change the workspace.
+/// The same for a command record: short, so that people see its states on the way.
 const COMMAND_POLL_S: u64 = 2;
 
 /// Growing pauses between attempts.
@@ -125,19 +125,11 @@ pub(crate) async fn command(client: &Client, id: &CommandId) -> Result<CommandVi
 pub(crate) async fn until_final(context: &Context, mut record: CommandView) -> Result<CommandView, Problem> {
     let client = context.client().await?;
     let progress = context.out.progress(&format!("{} of {}: {}", record.kind, record.workspace, record.state));
-    let mut version = 0;
     let mut failures = 0;
     let mut pause = BackOff::new(Duration::from_millis(100), Duration::from_secs(5));
     while !record.state.is_final() {
         progress.set(&format!("{} of {}: {}", record.kind, record.workspace, record.state));
-        match changed(client, &record.workspace, version, COMMAND_POLL_S).await {
-            Ok(view) => version = view.version,
-            // A deleted workspace is not there any more; its record still is.
-            Err(problem) if problem.kind == ProblemKind::NotFound => tokio::time::sleep(pause.step()).await,
-            Err(problem) if problem.kind.retry_helps() => tokio::time::sleep(pause.step()).await,
-            Err(problem) => return Err(problem),
-        }
-        match command(client, &record.id).await {
+        match client.get(&format!("/v1/commands/{}?wait={COMMAND_POLL_S}", record.id)).await {
             Ok(next) => {
                 record = next;
                 failures = 0;

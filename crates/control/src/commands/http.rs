@@ -8,7 +8,10 @@ use crate::{
         errors::{Failure, not_found},
         extract::{Answer, Asked, At, Body},
     },
-    workspaces::{self, http::find},
+    workspaces::{
+        self,
+        http::{MAX_WAIT, find},
+    },
 };
 use axum::{Json, extract::State};
 use envforge_api::{
@@ -19,6 +22,8 @@ use envforge_api::{
     states::CommandState,
 };
 use serde::Deserialize;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// Which records.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -66,12 +71,38 @@ pub(crate) async fn list(
     Ok(Json(CommandList { commands }))
 }
 
+/// How long the end of a record is waited for.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub(crate) struct Patience {
+    /// Seconds, at most 30: the answer comes when the record has ended, or after so long with what is there.
+    wait: Option<u64>,
+}
+
 /// One record.
-#[utoipa::path(get, path = "/v1/commands/{id}", params(("id" = String, Path, description = "Command id")),
-    responses((status = 200, body = CommandView)))]
-pub(crate) async fn show(State(app): State<App>, allowed: Allowed, At(id): At<String>) -> Answer<CommandView> {
-    let (id, _) = reached(&app, &allowed, &id).await?;
-    Ok(Json(store::view(&app.pool, &id).await?))
+#[utoipa::path(get, path = "/v1/commands/{id}",
+    params(("id" = String, Path, description = "Command id"), Patience), responses((status = 200, body = CommandView)))]
+pub(crate) async fn show(
+    State(app): State<App>,
+    allowed: Allowed,
+    At(id): At<String>,
+    Asked(patience): Asked<Patience>,
+) -> Answer<CommandView> {
+    let (id, workspace) = reached(&app, &allowed, &id).await?;
+    let mut bell = app.bells.workspace(&workspace);
+    let deadline = Instant::now() + Duration::from_secs(patience.wait.unwrap_or(0).min(MAX_WAIT));
+    loop {
+        bell.mark_unchanged();
+        let record = store::view(&app.pool, &id).await?;
+        if record.state.is_final() || Instant::now() >= deadline || app.stopping.is_cancelled() {
+            return Ok(Json(record));
+        }
+        // Another replica may have made the change: look at least every second.
+        let look = (Instant::now() + Duration::from_secs(1)).min(deadline);
+        tokio::select! {
+            _ = timeout_at(look, bell.changed()) => {}
+            () = app.stopping.cancelled() => {}
+        }
+    }
 }
 
 /// Cancels a run.

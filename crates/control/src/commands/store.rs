@@ -168,11 +168,13 @@ pub(crate) async fn set(
     Ok(done.rows_affected() == 1)
 }
 
-/// Records that the host was handed these workspaces' intents at their generations.
+/// Records that the host was handed these workspaces' intents at their generations. The host is not kept waiting for
+/// the disk: after a crash of the database a record may show one attempt too few.
 pub(crate) async fn delivered(pool: &PgPool, workspaces: &[&str], generations: &[i64]) -> Result<(), Failure> {
     sqlx::query(
-        "UPDATE commands c SET attempt = attempt + 1, state = CASE state WHEN 'queued' THEN 'delivered' ELSE state END
-         FROM unnest($1::text[], $2::bigint[]) AS handed (workspace_id, generation)
+        "WITH soon AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+         UPDATE commands c SET attempt = attempt + 1, state = CASE state WHEN 'queued' THEN 'delivered' ELSE state END
+         FROM soon, unnest($1::text[], $2::bigint[]) AS handed (workspace_id, generation)
          WHERE c.workspace_id = handed.workspace_id AND c.generation <= handed.generation AND c.finished_at IS NULL
              AND c.kind <> 'RUN_COMMAND'",
     )

@@ -80,12 +80,17 @@ pub(crate) async fn register(
     Ok((HostEpoch(small(row.try_get("epoch")?)), organization.parse().map_err(|_| unreadable("organization id"))?))
 }
 
-/// Notes a sync and returns the current epoch and intent position.
+/// Notes a sync and returns the current epoch and intent position. Noted every few seconds, whatever is synced between:
+/// that it was heard of is a write that nobody should wait for.
 pub(crate) async fn heard(pool: &PgPool, host: &HostId) -> Result<(HostEpoch, IntentSeq), Failure> {
-    let row = sqlx::query("UPDATE hosts SET last_sync_at = now() WHERE id = $1 RETURNING epoch, intent_seq")
-        .bind(host.as_str())
-        .fetch_one(pool)
-        .await?;
+    let row = sqlx::query(
+        "WITH noted AS (UPDATE hosts SET last_sync_at = now()
+             WHERE id = $1 AND coalesce(last_sync_at < now() - interval '5 seconds', true))
+         SELECT epoch, intent_seq FROM hosts WHERE id = $1",
+    )
+    .bind(host.as_str())
+    .fetch_one(pool)
+    .await?;
     Ok((HostEpoch(small(row.try_get("epoch")?)), IntentSeq(small(row.try_get("intent_seq")?))))
 }
 

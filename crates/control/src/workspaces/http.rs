@@ -32,7 +32,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 /// Longest long poll, in seconds.
-const MAX_WAIT: u64 = 30;
+pub(crate) const MAX_WAIT: u64 = 30;
 
 /// The workspace that a path names by slug or id, if the caller's action reaches it.
 pub(crate) async fn find(app: &App, allowed: &Allowed, name: &str) -> Result<Row, Failure> {
