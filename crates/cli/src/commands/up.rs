@@ -79,7 +79,7 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> Result<ExitCode, Pro
         }
     };
     if attaches {
-        return attach::run(context, opened, None, args.argv, identity).await;
+        return attach::run(context, opened, None, args.argv, std::future::ready(identity)).await;
     }
     let view = wait::until_shell_ready(context, &opened.workspace).await?;
     if !args.argv.is_empty() {
@@ -94,27 +94,30 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> Result<ExitCode, Pro
 
 /// How long a request for a wake may outlast the attach beside it.
 const LAST_CALL: Duration = Duration::from_secs(2);
+/// How long it waits for the shell to be on the screen.
+const SHELL_FIRST: Duration = Duration::from_millis(100);
 
-/// Attaches with a grant of the last hour and asks for the wake beside it, so that a shell that was open before is open
-/// again without waiting for the control plane.
+/// Attaches with a grant of the last hour and asks for the wake once the shell is on the screen, so that a shell that was
+/// open before is open again without waiting for the control plane, or for a processor that a wake keeps busy.
 async fn attach_first(
     context: &Context,
     request: &OpenWorkspace,
     kept: Opened,
     argv: Vec<String>,
 ) -> Result<ExitCode, Problem> {
-    let (send, fresh) = oneshot::channel();
+    let (send, opened) = oneshot::channel();
+    let (begin, may_ask) = oneshot::channel();
     let ask = async {
+        // A shell that takes its time, or its end, is no reason not to wake.
+        let _ = tokio::time::timeout(SHELL_FIRST, may_ask).await;
         let opened = ask(context, request).await?;
         cache::keep(&context.settings, &opened);
         // An attach that is well does not need it.
         let _ = send.send(opened);
         Ok::<_, Problem>(())
     };
-    let attach = async {
-        let identity = git_identity(context).await;
-        attach::run(context, kept, Some(fresh), argv, identity).await
-    };
+    let fresh = attach::Fresh { opened, ask: Some(begin) };
+    let attach = attach::run(context, kept, Some(fresh), argv, git_identity(context));
     tokio::pin!(ask, attach);
     let (attached, asked) = tokio::select! {
         asked = &mut ask => (attach.await, asked),

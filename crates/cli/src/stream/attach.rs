@@ -40,11 +40,28 @@ struct Session<'a> {
     workspace: Slug,
     id: WorkspaceId,
     grant: Grant,
-    /// While a kept grant is used: the one that the control plane gives meanwhile, should the host refuse the old one.
-    fresh: Option<oneshot::Receiver<Opened>>,
+    fresh: Option<Fresh>,
     stdin: Stdin,
     resize: Signal,
     endings: Endings,
+}
+
+/// While a kept grant is used: the one that the control plane gives meanwhile, should the host refuse the old one.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    /// Brings it.
+    pub(crate) opened: oneshot::Receiver<Opened>,
+    /// Says when the control plane may be asked: the shell is on the screen, or is refused.
+    pub(crate) ask: Option<oneshot::Sender<()>>,
+}
+
+impl Fresh {
+    fn ask(&mut self) {
+        if let Some(ask) = self.ask.take() {
+            // Whoever asks may have done so already.
+            let _ = ask.send(());
+        }
+    }
 }
 
 /// Signals that ask this process to end; caught so that the terminal is restored first.
@@ -76,16 +93,17 @@ impl Endings {
     }
 }
 
-/// Attaches until the person detaches; the exit status. `fresh` is another grant that may follow the first.
+/// Attaches until the person detaches; the exit status. `fresh` is another grant that may follow the first. The
+/// caller's identity is found out while the connection is made.
 ///
 /// # Errors
 /// When the shell cannot be attached.
 pub(crate) async fn run(
     context: &Context,
     opened: Opened,
-    fresh: Option<oneshot::Receiver<Opened>>,
+    fresh: Option<Fresh>,
     command: Vec<String>,
-    git_identity: BTreeMap<String, String>,
+    git_identity: impl Future<Output = BTreeMap<String, String>>,
 ) -> Result<ExitCode, Problem> {
     let failed = |error: std::io::Error| Problem::internal(format!("signals cannot be received: {error}"));
     let resize = signal(SignalKind::window_change()).map_err(failed)?;
@@ -101,8 +119,9 @@ pub(crate) async fn run(
         resize,
         endings,
     };
+    let (first, git_identity) = tokio::join!(session.connect(), git_identity);
     let mut start = AttachStart { size: terminal::size(), term: terminal::term(), command, git_identity };
-    let ended = session.follow(&mut start).await;
+    let ended = session.follow(&mut start, first).await;
     drop(raw);
     match ended? {
         End::Exit(code) => Ok(super::exec::exit_code(code)),
@@ -117,12 +136,20 @@ pub(crate) async fn run(
 
 impl Session<'_> {
     /// One connection after the other until an end that is final.
-    async fn follow(&mut self, start: &mut AttachStart) -> Result<End, Problem> {
+    async fn follow(&mut self, start: &mut AttachStart, first: Result<Stream, Problem>) -> Result<End, Problem> {
+        let mut first = Some(first);
         let mut pause = BackOff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut attached_once = false;
         let mut attempts = 0_u32;
         loop {
-            let opened = self.open(start).await;
+            let connected = match first.take() {
+                Some(first) => first,
+                None => self.connect().await,
+            };
+            let opened = match connected {
+                Ok(stream) => begin(stream, start).await,
+                Err(problem) => Err(problem),
+            };
             match opened {
                 Ok(stream) => {
                     let (end, begun) = self.relay(stream).await;
@@ -144,9 +171,10 @@ impl Session<'_> {
                 Err(problem) if problem.kind.retry_helps() && (attached_once || attempts < 50) => {}
                 // Made for a workspace or an installation that is gone, perhaps: the control plane knows better.
                 Err(problem) if self.fresh.is_some() && is_refusal(&problem) => {
-                    let Some(fresh) = self.fresh.take() else { return Err(problem) };
+                    let Some(mut fresh) = self.fresh.take() else { return Err(problem) };
+                    fresh.ask();
                     // Without an answer of its own, the control plane's problem is told by the one who asked.
-                    let Ok(opened) = fresh.await else { return Err(problem) };
+                    let Ok(opened) = fresh.opened.await else { return Err(problem) };
                     (self.workspace, self.id, self.grant) = (opened.workspace, opened.id, opened.grant);
                     continue;
                 }
@@ -167,11 +195,9 @@ impl Session<'_> {
         }
     }
 
-    async fn open(&self, start: &mut AttachStart) -> Result<Stream, Problem> {
-        start.size = terminal::size();
+    async fn connect(&self) -> Result<Stream, Problem> {
         let host = super::host(self.context, &self.grant)?;
-        let path = format!("/host/v1/workspaces/{}/attach", self.id);
-        Stream::open(&host, &path, Some(&Control::Attach(start.clone()))).await
+        Stream::open(&host, &format!("/host/v1/workspaces/{}/attach", self.id), None).await
     }
 
     /// Passes everything on until the connection ends; also whether the stream had begun.
@@ -188,6 +214,9 @@ impl Session<'_> {
                             begun = true;
                         }
                         self.context.out.stdout(&bytes);
+                        if let Some(fresh) = &mut self.fresh {
+                            fresh.ask();
+                        }
                         Ok(())
                     }
                     Ok(Frame::Control(Control::Started)) => {
@@ -265,6 +294,12 @@ impl Session<'_> {
     fn clear_status(&self) {
         self.context.out.stderr(b"\r\x1b[K");
     }
+}
+
+async fn begin(mut stream: Stream, start: &mut AttachStart) -> Result<Stream, Problem> {
+    start.size = terminal::size();
+    stream.control(&Control::Attach(start.clone())).await?;
+    Ok(stream)
 }
 
 fn is_refusal(problem: &Problem) -> bool {
