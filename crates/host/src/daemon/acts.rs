@@ -43,7 +43,7 @@ pub(super) fn take(hub: &Arc<Hub>, leases: Vec<LeasedCommand>) {
                 continue;
             }
         }
-        hub.touch();
+        hub.touch_acts();
         let hub = Arc::clone(hub);
         // Ends with the act. A daemon that is stopped in the middle finds it ledgered as running.
         tokio::spawn(async move { perform(&hub, lease).await });
@@ -106,7 +106,7 @@ fn finish(hub: &Hub, report: ActReport) {
     if let Err(error) = kept {
         tracing::error!(%error, "the end of a command cannot be ledgered");
     }
-    hub.touch();
+    hub.touch_acts();
 }
 
 async fn perform(hub: &Arc<Hub>, lease: LeasedCommand) {

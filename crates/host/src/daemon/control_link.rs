@@ -19,7 +19,7 @@ use envforge_api::{
     },
     ids::WorkspaceId,
     problem::{Problem, ProblemKind},
-    states::ShellState,
+    states::{RuntimeState, ShellState},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +29,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -198,7 +199,7 @@ fn accept(hub: &Arc<Hub>, intent: &WorkspaceIntent, stop: &CancellationToken) ->
         Fence::Newer => {
             hub.ledger().put(&WorkspaceRecord { index: known.index, intent: intent.clone() })?;
             known.intent.send_replace(intent.clone());
-            hub.touch();
+            hub.touch(&intent.workspace);
         }
         Fence::Same => {}
         Fence::Older => tracing::warn!(workspace = %intent.workspace, "an older intent is refused"),
@@ -213,60 +214,85 @@ fn accept(hub: &Arc<Hub>, intent: &WorkspaceIntent, stop: &CancellationToken) ->
 async fn tell(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &AtomicU64, stop: &CancellationToken) {
     let mut dirty = hub.dirty.subscribe();
     let mut told: BTreeMap<WorkspaceId, WorkspaceReport> = BTreeMap::new();
+    let mut changed: BTreeSet<WorkspaceId> = hub.all().iter().map(|w| w.id.clone()).collect();
     let mut outbox = Outbox::default();
     let mut seq = 0;
     let mut pause = FIRST_PAUSE;
     let mut clock = tokio::time::interval(READINGS_EVERY);
+    // When the first change was seen that is told together with what follows it.
+    let mut since: Option<Instant> = None;
     loop {
         dirty.borrow_and_update();
+        changed.append(&mut hub.take_changed());
+        let mut reports = Vec::new();
+        changed.retain(|id| {
+            let now = hub.get(id).and_then(|workspace| report(&workspace));
+            let Some(now) = now.filter(|now| told.get(id) != Some(now)) else { return false };
+            reports.push(now);
+            true
+        });
+        let acts = acts::news(hub);
+        if acts.is_empty() && !reports.iter().any(|now| is_awaited(told.get(&now.workspace), now)) {
+            let together = (!reports.is_empty()).then(|| *since.get_or_insert_with(Instant::now) + TOGETHER);
+            let due = async {
+                match together {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => std::future::pending().await,
+                _ = dirty.changed() => continue,
+                () = due => {}
+                _ = clock.tick() => {}
+            }
+        }
+        since = None;
         let mut request = empty(epoch, IntentSeq(position.load(Ordering::Relaxed)), 0);
-        for workspace in hub.all() {
-            let Some(now) = report(&workspace) else { continue };
-            if told.get(&workspace.id) != Some(&now) {
-                seq += 1;
-                request.reports.push(WorkspaceReport { seq, ..now });
-            }
+        for now in reports {
+            seq += 1;
+            request.reports.push(WorkspaceReport { seq, ..now });
         }
-        let dirs: Vec<_> = hub.all().iter().map(|w| hub.installation.workspace_dir(&w.id)).collect();
-        request.readings = outbox.collect(&dirs);
-        request.acts = acts::news(hub);
+        request.readings = outbox.collect(hub);
+        request.acts = acts;
         // Nothing new is no reason to ask: the parked sync is the heartbeat.
-        let quiet = request.reports.is_empty() && request.readings.is_empty() && request.acts.is_empty();
-        if !quiet {
-            match client.post::<_, SyncAnswer>("/v1/host/sync", &request).await {
-                Ok(answer) => {
-                    pause = FIRST_PAUSE;
-                    for sent in std::mem::take(&mut request.reports) {
-                        settle_removed(hub, &sent);
-                        told.insert(sent.workspace.clone(), WorkspaceReport { seq: 0, ..sent });
-                    }
-                    outbox.stored(
-                        |r| hub.installation.workspace_dir(&r.workspace),
-                        &request.readings,
-                        &answer.stored_readings,
-                    );
-                    forget_recorded(hub, &request.acts, &answer);
-                    // What the parked sync will bring may come here first; it is the same there.
-                    if let Err(error) = apply(hub, &answer, stop) {
-                        tracing::error!(%error, "an intent is not accepted because it cannot be ledgered");
-                    }
-                    acts::take(hub, answer.leases);
-                }
-                Err(problem) if problem.kind == ProblemKind::StaleEpoch => return,
-                Err(problem) => {
-                    tracing::debug!(kind = %problem.kind, reason = %problem.message, "a report was not taken");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                    continue;
-                }
-            }
+        if request.reports.is_empty() && request.readings.is_empty() && request.acts.is_empty() {
+            continue;
         }
-        tokio::select! {
-            () = stop.cancelled() => std::future::pending().await,
-            _ = dirty.changed() => {}
-            _ = clock.tick() => {}
+        match client.post::<_, SyncAnswer>("/v1/host/sync", &request).await {
+            Ok(answer) => {
+                pause = FIRST_PAUSE;
+                for sent in std::mem::take(&mut request.reports) {
+                    settle_removed(hub, &sent);
+                    changed.remove(&sent.workspace);
+                    told.insert(sent.workspace.clone(), WorkspaceReport { seq: 0, ..sent });
+                }
+                outbox.stored(&request.readings, &answer.stored_readings);
+                forget_recorded(hub, &request.acts, &answer);
+                // What the parked sync will bring may come here first; it is the same there.
+                if let Err(error) = apply(hub, &answer, stop) {
+                    tracing::error!(%error, "an intent is not accepted because it cannot be ledgered");
+                }
+                acts::take(hub, answer.leases);
+            }
+            Err(problem) if problem.kind == ProblemKind::StaleEpoch => return,
+            Err(problem) => {
+                tracing::debug!(kind = %problem.kind, reason = %problem.message, "a report was not taken");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
         }
     }
+}
+
+/// How long the steps of a wake are gathered before they are told: each alone would take from the processors what the
+/// starting services need.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// Whether someone may wait for what a report says beyond the last one: everything but the steps of a wake.
+fn is_awaited(told: Option<&WorkspaceReport>, now: &WorkspaceReport) -> bool {
+    let waking = now.runtime.stated.state == RuntimeState::Waking && now.start.is_none();
+    !waking || told.is_none_or(|told| told.shell != now.shell)
 }
 
 /// A removed workspace is forgotten once the control plane knows.

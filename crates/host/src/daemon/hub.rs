@@ -48,6 +48,8 @@ pub struct Hub {
     pub token: Secret,
     /// Bumped whenever something that is reported changed.
     pub dirty: watch::Sender<u64>,
+    /// The workspaces it changed of, until they are looked at.
+    changed: Mutex<BTreeSet<WorkspaceId>>,
     ledger: Mutex<Ledger>,
     workspaces: Mutex<BTreeMap<WorkspaceId, Arc<Workspace>>>,
     /// Runs of the shell layer under way, with what cancels them.
@@ -143,6 +145,7 @@ impl Hub {
             server,
             token,
             dirty: watch::Sender::new(0),
+            changed: Mutex::default(),
             ledger: Mutex::new(ledger),
             workspaces: Mutex::new(BTreeMap::new()),
             shell_runs: Mutex::default(),
@@ -205,8 +208,9 @@ impl Hub {
 
     /// Adds a workspace.
     pub fn insert(&self, workspace: Arc<Workspace>) {
-        self.lock().insert(workspace.id.clone(), workspace);
-        self.touch();
+        let id = workspace.id.clone();
+        self.lock().insert(id.clone(), workspace);
+        self.touch(&id);
     }
 
     /// Forgets a workspace that was removed.
@@ -214,9 +218,21 @@ impl Hub {
         self.lock().remove(id);
     }
 
-    /// Says that something that is reported changed.
-    pub fn touch(&self) {
+    /// Says that something that is reported of a workspace changed.
+    pub fn touch(&self, workspace: &WorkspaceId) {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).insert(workspace.clone());
+        self.touch_acts();
+    }
+
+    /// Says that there is news of a leased act.
+    pub fn touch_acts(&self) {
         self.dirty.send_modify(|n| *n += 1);
+    }
+
+    /// The workspaces of which something changed since this was asked last.
+    #[must_use]
+    pub fn take_changed(&self) -> BTreeSet<WorkspaceId> {
+        std::mem::take(&mut self.changed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The ledger. Never held while something is awaited.

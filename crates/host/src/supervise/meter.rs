@@ -10,7 +10,7 @@ use envforge_api::{
 use std::{
     fs,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -46,14 +46,18 @@ pub fn end_after_reboot(path: &Path, reason: &str) -> io::Result<()> {
 }
 
 fn append(path: &Path, reading: &Reading) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
     // A line that a crash cut short would swallow the next one.
-    if let Ok(text) = fs::read(path) {
-        let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        if whole != text.len() {
-            fs::OpenOptions::new().write(true).open(path)?.set_len(whole as u64)?;
-        }
+    let length = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if length > 0 {
+        file.read_exact_at(&mut last, length - 1)?;
     }
-    let mut file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    if last != *b"\n" {
+        let text = fs::read(path)?;
+        let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        file.set_len(whole as u64)?;
+    }
     let mut line = serde_json::to_vec(reading)?;
     line.push(b'\n');
     file.write_all(&line)?;

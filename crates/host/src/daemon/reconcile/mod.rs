@@ -63,7 +63,7 @@ fn show_shell(hub: &Hub, workspace: &Workspace, state: ShellState, trouble: Opti
         *known = next;
         changed
     });
-    hub.touch();
+    hub.touch(&workspace.id);
 }
 
 /// The shell layer. Returns when the workspace was removed and the control plane knows.
@@ -251,7 +251,7 @@ fn found(hub: &Hub, workspace: &Workspace, memory: &Memory) -> Found {
 
 fn change(hub: &Hub, workspace: &Workspace, change: impl FnOnce(&mut RuntimeFacts)) {
     workspace.runtime.send_modify(change);
-    hub.touch();
+    hub.touch(&workspace.id);
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {

@@ -90,7 +90,7 @@ async fn run_service(
             });
             steps.sort_by(|a, b| a.name.cmp(&b.name));
         });
-        hub.touch();
+        hub.touch(&workspace.id);
     };
     for step in service.setup.iter().filter(|step| step.layer == Layer::Shell) {
         let name = format!("{}.{}", service.name, step.name);
