@@ -1,7 +1,10 @@
 //! The daemon's end of the line to one supervisor.
 
 use crate::{
-    supervise::protocol::{Answer, Ask, Message, Request, Snapshot, VERSION},
+    supervise::{
+        self,
+        protocol::{Answer, Ask, Message, Request, Snapshot, VERSION},
+    },
     system::{SystemError, enter, sandbox::Sandbox},
 };
 use envforge_api::{ids::RuntimeInstanceId, states::Trouble};
@@ -37,12 +40,31 @@ pub struct Supervisor {
 /// How long a supervisor may take to answer: its loop never blocks.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Starts a supervisor on the description at `spec`. It outlives the caller.
+/// A supervisor that has not begun: it makes itself ready while its description is written. Dropped, it ends.
+#[derive(Debug)]
+pub struct Prepared(tokio::process::Child);
+
+impl Prepared {
+    /// Has it read its description.
+    ///
+    /// # Errors
+    /// When it ended meanwhile.
+    pub async fn begin(mut self) -> Result<tokio::process::Child, SystemError> {
+        if let Some(mut word) = self.0.stdin.take() {
+            word.write_all(supervise::BEGIN).await.map_err(|e| SystemError::new(STARTING, e))?;
+        }
+        Ok(self.0)
+    }
+}
+
+const STARTING: &str = "start the runtime's supervisor";
+
+/// Prepares a supervisor for the description that will be at `spec`. Once it has begun it outlives the caller.
 ///
 /// # Errors
 /// When the machine has no room for a process.
-pub fn start(sandbox: &Sandbox, spec: &Path) -> Result<tokio::process::Child, SystemError> {
-    let doing = |e| SystemError::new("start the runtime's supervisor", e);
+pub fn prepare(sandbox: &Sandbox, spec: &Path) -> Result<Prepared, SystemError> {
+    let doing = |e| SystemError::new(STARTING, e);
     let log = fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -57,7 +79,7 @@ pub fn start(sandbox: &Sandbox, spec: &Path) -> Result<tokio::process::Child, Sy
             command.env(name, value);
         }
     }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(log)).spawn().map_err(doing)
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::from(log)).spawn().map(Prepared).map_err(doing)
 }
 
 /// Connects to a supervisor and says hello; snapshots come through the channel, which closes with the connection.

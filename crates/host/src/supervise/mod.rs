@@ -25,10 +25,19 @@ use envforge_api::stream::LogLevel;
 use events::Event;
 use protocol::RuntimeSpec;
 use runtime::Runtime;
-use std::{fs, io, path::Path, process::ExitCode};
+use std::{
+    fs,
+    io::{self, Read},
+    path::Path,
+    process::ExitCode,
+};
 use tokio::{sync::mpsc, task::LocalSet};
 
-/// `envforge supervise <spec-file>`: runs until the runtime is asleep. Its caller gives it a runtime of one thread.
+/// What the daemon says on standard input once the description is written.
+pub const BEGIN: &[u8; 1] = b"\n";
+
+/// `envforge supervise <spec-file>`: runs until the runtime is asleep. Its caller gives it a runtime of one thread, and
+/// says [`BEGIN`] on its standard input when it may read its description; without a word it ends.
 pub async fn main(spec: &Path) -> ExitCode {
     // A defect in one task must not leave the others waiting for it: the daemon replaces a supervisor that ends.
     let say = std::panic::take_hook();
@@ -46,6 +55,11 @@ pub async fn main(spec: &Path) -> ExitCode {
 }
 
 async fn supervise(path: &Path) -> Result<(), SystemError> {
+    let mut word = [0];
+    // Nothing else has anything to do before that.
+    if io::stdin().read_exact(&mut word).is_err() {
+        return Ok(());
+    }
     let bytes = fs::read(path).map_err(|e| SystemError::new("read the runtime's description", e))?;
     let spec: RuntimeSpec = serde_json::from_slice(&bytes).map_err(|e| {
         SystemError::new("read the runtime's description", io::Error::new(io::ErrorKind::InvalidData, e))

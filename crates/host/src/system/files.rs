@@ -11,7 +11,7 @@ use std::{
     io::{self, Read, Write},
     os::{
         fd::OwnedFd,
-        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -75,6 +75,9 @@ pub fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 /// # Errors
 /// When the disk refuses.
 pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    if fs::File::open(path).is_ok_and(|file| holds(file, bytes, |about| about.permissions().mode() & 0o7777 == mode)) {
+        return Ok(());
+    }
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
     let beside = path.with_file_name(name);
@@ -85,6 +88,17 @@ pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         fs::rename(&beside, path)
     };
     write().map_err(|e| SystemError::new(format!("write {}", path.display()), e))
+}
+
+/// Whether a file is a regular one that is as wanted and holds exactly these octets: replacing it would cost the disk
+/// something and change nothing.
+fn holds(file: fs::File, bytes: &[u8], as_wanted: impl Fn(&fs::Metadata) -> bool) -> bool {
+    let about = file.metadata();
+    if !about.is_ok_and(|about| about.is_file() && about.len() == bytes.len() as u64 && as_wanted(&about)) {
+        return false;
+    }
+    let mut held = Vec::with_capacity(bytes.len() + 1);
+    file.take(bytes.len() as u64 + 1).read_to_end(&mut held).is_ok() && held == bytes
 }
 
 /// A directory below which a user may do what they like, and through which nothing outside can be reached.
@@ -177,6 +191,17 @@ impl Beneath {
     /// When the directory is not a real one or the disk refuses.
     pub fn write(&self, path: &Path, bytes: &[u8], mode: u32, owner: &Account) -> Result<()> {
         let (parent, name) = self.parent(path)?;
+        let looking = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let root = rustix::process::geteuid().is_root();
+        let same = |about: &fs::Metadata| {
+            let owned = !root || (about.uid() == owner.uid && about.gid() == owner.gid);
+            owned && about.nlink() == 1 && about.permissions().mode() & 0o7777 == mode
+        };
+        if rustix::fs::openat2(&parent, &name, looking, Mode::empty(), SAFE)
+            .is_ok_and(|fd| holds(fs::File::from(fd), bytes, same))
+        {
+            return Ok(());
+        }
         let mut raw = [0_u8; 6];
         rand::fill(&mut raw);
         let beside = format!(".{}.{}", name.display(), data_encoding::HEXLOWER.encode(&raw));
@@ -242,5 +267,30 @@ mod tests {
         assert_eq!(fs::read_to_string(&outside).expect("read"), "secret");
         assert_eq!(beneath.read(Path::new("link"), 100).expect("read"), b"mine");
         assert!(beneath.read(Path::new("link"), 3).is_err(), "larger than the limit");
+    }
+
+    #[test]
+    fn a_file_that_is_as_wanted_stays_and_any_difference_replaces_it() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (beneath, own) = (Beneath::open(dir.path()).expect("open"), accounts::own());
+        let (path, name) = (dir.path().join("f"), Path::new("f"));
+        let number = || fs::metadata(&path).expect("there").ino();
+        let write = |bytes: &[u8]| beneath.write(name, bytes, 0o640, &own).expect("write");
+        write(b"one");
+        let first = number();
+        write(b"one");
+        assert_eq!(number(), first);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("chmod");
+        write(b"one");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o640);
+        write(b"two");
+        assert_eq!(fs::read(&path).expect("read"), b"two");
+        // A second name of the file may be anywhere.
+        fs::hard_link(&path, dir.path().join("g")).expect("link");
+        let linked = number();
+        write(b"two");
+        assert_ne!(number(), linked);
+        write_whole(&path, b"two", 0o600).expect("write");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
     }
 }

@@ -131,6 +131,9 @@ async fn try_start(
     setup: &Arc<Mutex<()>>,
 ) -> Result<(), Trouble> {
     let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
+    // It gets ready beside all that follows, and ends if that fails.
+    let known = sandbox::Sandbox::of(&hub.installation, &workspace.id, workspace.index, &intent.slug);
+    let prepared = supervisor::prepare(&known, &runtime::spec_path(&known.dir)).map_err(system)?;
     // Namespaces may have been given back while nothing ran.
     let made =
         sandbox::ensure(&hub.installation, &workspace.id, workspace.index, &intent.slug).await.map_err(system)?;
@@ -145,15 +148,21 @@ async fn try_start(
     });
     memory.ended = None;
     memory.spec = Some(spec);
-    launch(hub, workspace, &made, memory).await?;
+    launch(hub, workspace, &made, memory, prepared).await?;
     set_up_behind(hub, workspace, intent.clone(), made, setup);
     Ok(())
 }
 
-/// Starts a supervisor and waits until it listens.
-async fn launch(hub: &Hub, workspace: &Workspace, made: &Sandbox, memory: &mut Memory) -> Result<(), Trouble> {
+/// Has a supervisor begin and waits until it listens.
+async fn launch(
+    hub: &Hub,
+    workspace: &Workspace,
+    made: &Sandbox,
+    memory: &mut Memory,
+    prepared: supervisor::Prepared,
+) -> Result<(), Trouble> {
     let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
-    let mut child = supervisor::start(made, &runtime::spec_path(&made.dir)).map_err(system)?;
+    let mut child = prepared.begin().await.map_err(system)?;
     let mut pause = Duration::from_millis(1);
     let deadline = tokio::time::Instant::now() + SUPERVISOR_START;
     let line = loop {
@@ -203,8 +212,9 @@ pub(super) async fn replace(hub: &Arc<Hub>, workspace: &Arc<Workspace>, memory: 
     // Whatever the lost one had not read to the end is running still; the new one takes it over. Namespaces that were
     // lost with it are made again.
     let there = sandbox::ensure(&hub.installation, &workspace.id, workspace.index, &made.hostname).await;
-    let launched = match there {
-        Ok(_) => launch(hub, workspace, &made, memory).await,
+    let prepared = there.and_then(|_| supervisor::prepare(&made, &runtime::spec_path(&made.dir)));
+    let launched = match prepared {
+        Ok(prepared) => launch(hub, workspace, &made, memory, prepared).await,
         Err(error) => Err(Trouble::new(error.to_string(), error.hint)),
     };
     match launched {
