@@ -15,24 +15,47 @@ def milliseconds(span):
 
 
 def attach(installation, report, given):
-    """`envforge up` on a terminal until the prompt is there, against `tmux new-session -A`."""
+    """`envforge up` on a terminal until the prompt is there, against `tmux new-session -A`, whatever the runtime does."""
     installation.run("up", "attach", "-c", "--wait")
     up = installation.command("up", "attach")
     raw = floors.RawTmux(installation.directory)
+
+    def asleep():
+        installation.run("sleep", "attach", "--wait")
+
+    def broken():
+        edit(installation, "s/node server.js/false/")
+        installation.run("sleep", "attach", "--wait")
+        installation.run("wake", "attach")
+
+    def starved():
+        edit(installation, "s/false/node server.js/")
+        installation.run("sleep", "attach", "--wait")
+        installation.run("wake", "attach", "--wait")
+        busy = "for n in 1 2 3 4; do while :; do :; done & done; wait"
+        installation.run("run", "attach", "--service", "web", "--detach", "--", "sh", "-c", busy)
+
+    cases = [("awake", None, None), ("asleep", None, asleep), ("broken", broken, None), ("starved", starved, None)]
     try:
         for command, environment in [(up, installation.environment), (raw.attach(), raw.environment)]:
             first_prompt(command, environment)
-        for what, asleep in [("attach, runtime awake", False), ("attach, runtime asleep", True)]:
+        for what, once, each in cases:
+            if once:
+                once()
             product, floor = [], []
             for _ in range(given.runs):
-                if asleep:
-                    installation.run("sleep", "attach", "--wait")
+                if each:
+                    each()
                 floor.append(until_prompt(raw.attach(), raw.environment))
                 product.append(until_prompt(up, installation.environment))
-            report.time(Row(what, "tmux new-session -A", product, floor, 2.0))
+            report.time(Row(f"attach, runtime {what}", "tmux new-session -A", product, floor, 2.0))
     finally:
         raw.stop()
         installation.run("delete", "attach", "--yes", "--force")
+
+
+def edit(installation, script):
+    installation.run("exec", "attach", "--", "sed", "-i", script, "/workspace/web/envforge.yml")
 
 
 def first_prompt(command, environment):

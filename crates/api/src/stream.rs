@@ -46,6 +46,11 @@ pub enum Control {
         /// Name without `SIG`.
         name: String,
     },
+    /// Client: the identity that [`AttachStart::identity_follows`] promised.
+    Identity {
+        /// As [`AttachStart::git_identity`].
+        git_identity: BTreeMap<String, String>,
+    },
     /// Client: a newer capability for the same session.
     Renew {
         /// The token.
@@ -93,6 +98,9 @@ pub struct AttachStart {
     /// environment, never written to the workspace.
     #[serde(default)]
     pub git_identity: BTreeMap<String, String>,
+    /// The identity comes as [`Control::Identity`]: a session that is there already need not wait for it.
+    #[serde(default)]
+    pub identity_follows: bool,
 }
 
 /// A shell-layer command.

@@ -15,7 +15,7 @@ use envforge_api::{
     stream::{AttachStart, Control, TerminalSize},
     time::Timestamp,
 };
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, process::ExitCode, time::Duration};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
@@ -34,6 +34,8 @@ enum End {
     Lost,
 }
 
+type Identity<'a> = Pin<Box<dyn Future<Output = BTreeMap<String, String>> + 'a>>;
+
 /// Everything that outlives one connection.
 struct Session<'a> {
     context: &'a Context,
@@ -41,6 +43,9 @@ struct Session<'a> {
     id: WorkspaceId,
     grant: Grant,
     fresh: Option<Fresh>,
+    start: AttachStart,
+    /// Who is at the terminal, until it is found out.
+    identity: Option<Identity<'a>>,
     stdin: Stdin,
     resize: Signal,
     endings: Endings,
@@ -93,17 +98,17 @@ impl Endings {
     }
 }
 
-/// Attaches until the person detaches; the exit status. `fresh` is another grant that may follow the first. The
-/// caller's identity is found out while the connection is made.
+/// Attaches until the person detaches; the exit status. `fresh` is another grant that may follow the first. The caller's
+/// identity is found out beside it: a session that is there already does not wait for it.
 ///
 /// # Errors
 /// When the shell cannot be attached.
-pub(crate) async fn run(
-    context: &Context,
+pub(crate) async fn run<'a>(
+    context: &'a Context,
     opened: Opened,
     fresh: Option<Fresh>,
     command: Vec<String>,
-    git_identity: impl Future<Output = BTreeMap<String, String>>,
+    git_identity: impl Future<Output = BTreeMap<String, String>> + 'a,
 ) -> Result<ExitCode, Problem> {
     let failed = |error: std::io::Error| Problem::internal(format!("signals cannot be received: {error}"));
     let resize = signal(SignalKind::window_change()).map_err(failed)?;
@@ -115,13 +120,19 @@ pub(crate) async fn run(
         id: opened.id,
         grant: opened.grant,
         fresh,
+        start: AttachStart {
+            size: terminal::size(),
+            term: terminal::term(),
+            command,
+            git_identity: BTreeMap::new(),
+            identity_follows: true,
+        },
+        identity: Some(Box::pin(git_identity)),
         stdin: Stdin::start(),
         resize,
         endings,
     };
-    let (first, git_identity) = tokio::join!(session.connect(), git_identity);
-    let mut start = AttachStart { size: terminal::size(), term: terminal::term(), command, git_identity };
-    let ended = session.follow(&mut start, first).await;
+    let ended = session.follow().await;
     drop(raw);
     match ended? {
         End::Exit(code) => Ok(super::exec::exit_code(code)),
@@ -136,20 +147,12 @@ pub(crate) async fn run(
 
 impl Session<'_> {
     /// One connection after the other until an end that is final.
-    async fn follow(&mut self, start: &mut AttachStart, first: Result<Stream, Problem>) -> Result<End, Problem> {
-        let mut first = Some(first);
+    async fn follow(&mut self) -> Result<End, Problem> {
         let mut pause = BackOff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut attached_once = false;
         let mut attempts = 0_u32;
         loop {
-            let connected = match first.take() {
-                Some(first) => first,
-                None => self.connect().await,
-            };
-            let opened = match connected {
-                Ok(stream) => begin(stream, start).await,
-                Err(problem) => Err(problem),
-            };
+            let opened = self.open().await;
             match opened {
                 Ok(stream) => {
                     let (end, begun) = self.relay(stream).await;
@@ -158,7 +161,7 @@ impl Session<'_> {
                         attempts = 0;
                         pause = BackOff::new(Duration::from_millis(200), Duration::from_secs(5));
                         // A window for the command exists now: another attach must not make a second one.
-                        start.command.clear();
+                        self.start.command.clear();
                     }
                     match end {
                         End::Exit(_) | End::Signal(_) => return Ok(end),
@@ -195,9 +198,11 @@ impl Session<'_> {
         }
     }
 
-    async fn connect(&self) -> Result<Stream, Problem> {
+    async fn open(&mut self) -> Result<Stream, Problem> {
+        self.start.size = terminal::size();
         let host = super::host(self.context, &self.grant)?;
-        Stream::open(&host, &format!("/host/v1/workspaces/{}/attach", self.id), None).await
+        let path = format!("/host/v1/workspaces/{}/attach", self.id);
+        Stream::open(&host, &path, Some(&Control::Attach(self.start.clone()))).await
     }
 
     /// Passes everything on until the connection ends; also whether the stream had begun.
@@ -206,6 +211,12 @@ impl Session<'_> {
         let renewal = tokio::time::sleep(renew_in(self.grant.expires_at, Timestamp::now()));
         tokio::pin!(renewal);
         loop {
+            let identity = async {
+                match &mut self.identity {
+                    Some(identity) => identity.await,
+                    None => std::future::pending().await,
+                }
+            };
             let sent = tokio::select! {
                 frame = stream.next() => match frame {
                     Ok(Frame::Stdout(bytes) | Frame::Stderr(bytes)) => {
@@ -246,6 +257,12 @@ impl Session<'_> {
                         return (End::Signal(130), begun);
                     }
                     stream.input(&chunk).await
+                }
+                git_identity = identity => {
+                    self.identity = None;
+                    self.start.git_identity.clone_from(&git_identity);
+                    self.start.identity_follows = false;
+                    stream.control(&Control::Identity { git_identity }).await
                 }
                 _ = self.resize.recv() => stream.control(&Control::Resize { size: terminal::size() }).await,
                 () = &mut renewal => {
@@ -296,12 +313,6 @@ impl Session<'_> {
     }
 }
 
-async fn begin(mut stream: Stream, start: &mut AttachStart) -> Result<Stream, Problem> {
-    start.size = terminal::size();
-    stream.control(&Control::Attach(start.clone())).await?;
-    Ok(stream)
-}
-
 fn is_refusal(problem: &Problem) -> bool {
     matches!(problem.kind, ProblemKind::NotFound | ProblemKind::Unauthenticated)
 }
@@ -333,6 +344,7 @@ pub(crate) async fn window(
         term: "xterm-256color".to_owned(),
         command,
         git_identity,
+        identity_follows: false,
     };
     let path = format!("/host/v1/workspaces/{}/attach", opened.id);
     let mut stream = Stream::open(&host, &path, Some(&Control::Attach(start))).await?;

@@ -11,6 +11,7 @@ use crate::{
     supervise::process::exit_code,
     system::{
         SystemError,
+        cgroup::Group,
         enter::{As, Entry},
         pty::Pty,
         spawn::{Process, Stream},
@@ -20,7 +21,7 @@ use envforge_api::{
     problem::Problem,
     stream::{AttachStart, Control, channel},
 };
-use std::{collections::BTreeMap, os::fd::OwnedFd};
+use std::{collections::BTreeMap, os::fd::OwnedFd, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// The session every terminal of a workspace shows.
@@ -29,9 +30,15 @@ const SESSION: &str = "main";
 const CONFIGURATION: &str = "/workspace/.envforge/tmux.conf";
 
 pub(super) async fn attach(api: &Api, workspace: &Workspace, out: &Out, input: &mut In<'_>) -> Result<i32, Cut> {
-    let Control::Attach(start) = input.start().await? else {
+    let Control::Attach(mut start) = input.start().await? else {
         return Err(Problem::invalid("this is for attaching", "is this an EnvForge client?").into());
     };
+    let mut early = Vec::new();
+    let group = workspace.sandbox.borrow().as_ref().map(|sandbox| sandbox.cgroups.shell.clone());
+    if start.identity_follows && !group.is_some_and(|group| session_lives(&group)) {
+        // The first shell of a new session is born with it.
+        early = identified(&mut start, input).await?;
+    }
     let ready = ready::wait(api, workspace, out, Some(&start.term), &start.git_identity).await?;
     let user = &ready.sandbox.accounts.user;
     let argv = tmux(user.uid, &ready.directory, &start);
@@ -51,10 +58,52 @@ pub(super) async fn attach(api: &Api, workspace: &Workspace, out: &Out, input: &
             Ok(status.map_or(1, exit_code))
         })
     };
+    let identify = |git_identity: &BTreeMap<String, String>| {
+        let argv = identifying(user.uid, git_identity);
+        let entry = Entry { terminal: false, ..entry.clone() };
+        if !argv.is_empty()
+            // It ends at once, and is reaped; without it the next attach tells the session.
+            && let Err(error) = entry.start(&argv, &ready.environment, [Stream::Null, Stream::Null, Stream::Null], false)
+        {
+            tracing::warn!(workspace = %workspace.id, %error, "a terminal session is not told who attached");
+        }
+    };
+    drop(pty.write_all(&early).await);
     tokio::select! {
         done = shown => Ok(done?.1),
-        gone = typed(&pty, input) => Err(gone),
+        gone = typed(&pty, input, identify) => Err(gone),
     }
+}
+
+/// How long a client may take to find out who is at its terminal.
+const IDENTITY: Duration = Duration::from_secs(5);
+
+/// Waits for the identity of a start; what was typed before it came.
+async fn identified(start: &mut AttachStart, input: &mut In<'_>) -> Result<Vec<u8>, Cut> {
+    let mut typed = Vec::new();
+    let heard = async {
+        loop {
+            match input.next().await? {
+                Said::Identity(identity) => {
+                    start.git_identity = identity;
+                    return Ok(());
+                }
+                Said::Stdin(bytes) => typed.extend_from_slice(&bytes),
+                Said::Resize(size) => start.size = size,
+                Said::Signal(_) => {}
+            }
+        }
+    };
+    // Without one, Git says so where it matters: at a commit.
+    tokio::time::timeout(IDENTITY, heard).await.unwrap_or(Ok::<(), Cut>(()))?;
+    Ok(typed)
+}
+
+/// Whether a tmux server of the workspace runs; it ends with its last session.
+fn session_lives(group: &Group) -> bool {
+    let is_server =
+        |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c == "tmux: server\n");
+    group.pids().iter().any(is_server)
 }
 
 /// Starts a program with a terminal as its three standard streams. It is killed when its handle is dropped.
@@ -73,12 +122,13 @@ pub(super) fn spawn(
 }
 
 /// Types what the client types until it is gone.
-async fn typed(pty: &Pty, input: &mut In<'_>) -> Cut {
+async fn typed(pty: &Pty, input: &mut In<'_>, identify: impl Fn(&BTreeMap<String, String>)) -> Cut {
     loop {
         match input.next().await {
             // A terminal without programs takes nothing; its end is noticed where it is read.
             Ok(Said::Stdin(bytes)) => drop(pty.write_all(&bytes).await),
             Ok(Said::Resize(size)) => drop(pty.resize(size)),
+            Ok(Said::Identity(identity)) => identify(&identity),
             Ok(Said::Signal(_)) => {}
             Err(cut) => return cut,
         }
@@ -89,8 +139,8 @@ async fn typed(pty: &Pty, input: &mut In<'_>) -> Cut {
 fn tmux(uid: u32, directory: &str, start: &AttachStart) -> Vec<String> {
     // tmux expands `#` in a start directory.
     let directory = directory.replace('#', "##");
-    let mut argv: Vec<String> = ["tmux", "-S"].map(str::to_owned).into();
-    argv.extend([format!("/run/user/{uid}/tmux"), "-f".into(), CONFIGURATION.into(), "-u".into()]);
+    let mut argv = server(uid);
+    argv.extend(["-f".into(), CONFIGURATION.into(), "-u".into()]);
     command(&mut argv, &["new-session", "-A", "-s", SESSION, "-c", &directory]);
     for (name, value) in ready::identity(&start.git_identity) {
         argv.push(";".into());
@@ -102,6 +152,24 @@ fn tmux(uid: u32, directory: &str, start: &AttachStart) -> Vec<String> {
             &mut argv,
             &["new-window", "-t", &format!("{SESSION}:"), "-c", &directory, "--", &quoted(&start.command)],
         );
+    }
+    argv
+}
+
+fn server(uid: u32) -> Vec<String> {
+    vec!["tmux".into(), "-S".into(), format!("/run/user/{uid}/tmux")]
+}
+
+/// The command line that tells a session who attached; empty when nothing is to be told.
+fn identifying(uid: u32, git_identity: &BTreeMap<String, String>) -> Vec<String> {
+    let mut argv = Vec::new();
+    for (name, value) in ready::identity(git_identity) {
+        if argv.is_empty() {
+            argv = server(uid);
+        } else {
+            argv.push(";".into());
+        }
+        command(&mut argv, &["set-environment", "-t", SESSION, &name, &value]);
     }
     argv
 }
@@ -138,6 +206,7 @@ mod tests {
             term: "xterm".into(),
             command: command.iter().map(|w| (*w).to_owned()).collect(),
             git_identity: identity.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
+            identity_follows: false,
         }
     }
 
@@ -151,6 +220,11 @@ mod tests {
         let of_session: Vec<_> = argv.split(|word| word == ";").map(|words| words.join(" ")).skip(1).collect();
         let window = r"new-window -t main: -c /workspace -- sh -c 'echo '\''a b'\'';'";
         assert_eq!(of_session, [r"set-environment -t main GIT_AUTHOR_NAME A\;", window]);
+        let identity = start(&[], &[("GIT_AUTHOR_EMAIL", "a@b"), ("GIT_AUTHOR_NAME", "A")]).git_identity;
+        let line = "tmux -S /run/user/7/tmux set-environment -t main GIT_AUTHOR_NAME A ; \
+                    set-environment -t main GIT_AUTHOR_EMAIL a@b";
+        assert_eq!(identifying(7, &identity).join(" "), line);
+        assert_eq!(identifying(7, &BTreeMap::new()), [""; 0]);
     }
 
     #[test]

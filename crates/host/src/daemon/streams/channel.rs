@@ -12,7 +12,7 @@ use futures_util::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use tokio::{
     sync::Mutex,
     time::{Instant, MissedTickBehavior, interval_at, timeout},
@@ -55,6 +55,8 @@ pub(super) enum Said {
     Resize(TerminalSize),
     /// Deliver a signal.
     Signal(String),
+    /// Who is at the terminal, for Git.
+    Identity(BTreeMap<String, String>),
 }
 
 /// Host to client. Every method waits until the client took the message: that is what slows a process down.
@@ -143,6 +145,9 @@ impl In<'_> {
             match serde_json::from_slice(&bytes) {
                 Ok(Control::Resize { size }) if of == channel::CONTROL => return Ok(Said::Resize(size)),
                 Ok(Control::Signal { name }) if of == channel::CONTROL => return Ok(Said::Signal(name)),
+                Ok(Control::Identity { git_identity }) if of == channel::CONTROL => {
+                    return Ok(Said::Identity(git_identity));
+                }
                 Ok(Control::Renew { token }) if of == channel::CONTROL => self.guard.renew(&token),
                 Ok(_) | Err(_) => {}
             }

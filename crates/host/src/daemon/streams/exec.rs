@@ -104,6 +104,7 @@ async fn on_terminal(
                 Ok(Said::Stdin(bytes)) => drop(pty.write_all(&bytes).await),
                 Ok(Said::Resize(size)) => drop(pty.resize(size)),
                 Ok(Said::Signal(name)) => signal(leader, &name),
+                Ok(Said::Identity(_)) => {}
                 Err(cut) => return cut,
             }
         }
@@ -121,7 +122,7 @@ async fn heard(input: &mut In<'_>, stdin: &mpsc::Sender<axum::body::Bytes>, lead
             // A command that closed its input misses the rest, as in a pipe.
             Ok(Said::Stdin(bytes)) => drop(stdin.send(bytes).await),
             Ok(Said::Signal(name)) => signal(leader, &name),
-            Ok(Said::Resize(_)) => {}
+            Ok(Said::Resize(_) | Said::Identity(_)) => {}
             Err(cut) => return cut,
         }
     }

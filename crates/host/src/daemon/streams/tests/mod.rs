@@ -92,6 +92,7 @@ async fn attaching_tells_the_progress_of_preparation_and_why_it_failed() {
         term: "xterm".into(),
         command: vec![],
         git_identity: Default::default(),
+        identity_follows: false,
     });
     let mut socket = host.inside().websocket(&host.path("attach")).await.expect("admitted");
     say(&mut socket, &start).await;
