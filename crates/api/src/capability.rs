@@ -6,16 +6,14 @@
 use crate::{
     ids::{AttachId, HostId, PrincipalId, WorkspaceId},
     names::ServiceName,
+    sign::{self, Statement},
     states::words,
     time::Timestamp,
 };
-use pasetors::{
-    keys::{AsymmetricKeyPair, AsymmetricPublicKey, AsymmetricSecretKey, Generate},
-    token::UntrustedToken,
-    version4::{PublicToken, V4},
-};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, fmt};
+use std::collections::BTreeSet;
+
+pub use crate::sign::{Refused, SigningKey, VerifyKey};
 
 words!(
     /// What the holder of a capability may do on its workspace.
@@ -61,88 +59,11 @@ pub struct Capability {
 /// Lifetime of a capability, in seconds.
 pub const LIFETIME_SECONDS: i64 = 3600;
 
-/// A public key with its id, as hosts and gateways get it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct VerifyKey {
-    /// Key id: the first 16 hex digits of the SHA-256 of the key.
-    pub id: String,
-    /// 32 bytes, base64url without padding.
-    pub key: String,
-}
+impl Statement for Capability {
+    const KIND: &'static [u8] = b"envforge capability v1";
 
-/// Why a capability was refused. Says nothing about what exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// Not signed by a known key, or not a capability at all.
-    #[error("the capability is not signed by this installation")]
-    Signature,
-    /// Past its expiry.
-    #[error("the capability has expired")]
-    Expired,
-    /// For another host, workspace or right.
-    #[error("the capability is not for this")]
-    Scope,
-}
-
-/// The private half, held by the control plane only.
-pub struct SigningKey {
-    id: String,
-    pair: AsymmetricKeyPair<V4>,
-}
-
-impl fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SigningKey({})", self.id)
-    }
-}
-
-fn key_id(public: &[u8]) -> String {
-    use sha2::Digest;
-    data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(public)[..8])
-}
-
-/// The implicit assertion that keeps this kind of token apart from links and sessions.
-const KIND: &[u8] = b"envforge capability v1";
-
-impl SigningKey {
-    /// A new key pair.
-    ///
-    /// # Errors
-    /// When the system gives no randomness.
-    pub fn generate() -> Result<Self, pasetors::errors::Error> {
-        let pair = AsymmetricKeyPair::<V4>::generate()?;
-        Ok(Self { id: key_id(pair.public.as_bytes()), pair })
-    }
-
-    /// The 64 secret bytes, to be sealed by the caller.
-    #[must_use]
-    pub fn to_bytes(&self) -> zeroize::Zeroizing<Vec<u8>> {
-        zeroize::Zeroizing::new(self.pair.secret.as_bytes().to_vec())
-    }
-
-    /// Reads what [`SigningKey::to_bytes`] gave.
-    ///
-    /// # Errors
-    /// When the bytes are no key.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, pasetors::errors::Error> {
-        let secret = AsymmetricSecretKey::<V4>::from(bytes)?;
-        let public = AsymmetricPublicKey::<V4>::try_from(&secret)?;
-        Ok(Self { id: key_id(public.as_bytes()), pair: AsymmetricKeyPair { public, secret } })
-    }
-
-    /// The public half.
-    #[must_use]
-    pub fn verify_key(&self) -> VerifyKey {
-        VerifyKey { id: self.id.clone(), key: data_encoding::BASE64URL_NOPAD.encode(self.pair.public.as_bytes()) }
-    }
-
-    /// Signs a capability.
-    ///
-    /// # Errors
-    /// When signing fails, which only a broken key does.
-    pub fn sign(&self, capability: &Capability) -> Result<String, pasetors::errors::Error> {
-        let payload = serde_json::to_vec(capability).map_err(|_| pasetors::errors::Error::ClaimInvalidJson)?;
-        PublicToken::sign(&self.pair.secret, &payload, Some(self.id.as_bytes()), Some(KIND))
+    fn expires_at(&self) -> Timestamp {
+        self.expires_at
     }
 }
 
@@ -151,14 +72,7 @@ impl SigningKey {
 /// # Errors
 /// [`Refused::Signature`] or [`Refused::Expired`].
 pub fn verify(keys: &[VerifyKey], token: &str, now: Timestamp) -> Result<Capability, Refused> {
-    let token = UntrustedToken::<pasetors::Public, V4>::try_from(token).map_err(|_| Refused::Signature)?;
-    let id = token.untrusted_footer();
-    let key = keys.iter().find(|key| key.id.as_bytes() == id).ok_or(Refused::Signature)?;
-    let bytes = data_encoding::BASE64URL_NOPAD.decode(key.key.as_bytes()).map_err(|_| Refused::Signature)?;
-    let public = AsymmetricPublicKey::<V4>::from(&bytes).map_err(|_| Refused::Signature)?;
-    let trusted = PublicToken::verify(&public, &token, Some(id), Some(KIND)).map_err(|_| Refused::Signature)?;
-    let capability: Capability = serde_json::from_str(trusted.payload()).map_err(|_| Refused::Signature)?;
-    if capability.expires_at <= now { Err(Refused::Expired) } else { Ok(capability) }
+    sign::verify(keys, token, now)
 }
 
 impl Capability {

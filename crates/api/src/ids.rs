@@ -110,6 +110,12 @@ id!(/// One attached terminal.
     AttachId, "att", "attach session");
 id!(/// A signed link.
     LinkId, "lnk", "link");
+id!(/// One browser's or program's visit to one dev host.
+    VisitId, "vis", "visit");
+id!(/// A batch of link traffic that a gateway counted.
+    ActivityId, "act", "activity");
+id!(/// A gateway.
+    GatewayId, "gw", "gateway");
 
 #[cfg(test)]
 mod tests {

@@ -272,9 +272,26 @@ pub struct LinkView {
     pub id: LinkId,
     /// The service it opens.
     pub service: ServiceName,
+    /// What kinds of traffic it carries.
+    #[serde(default)]
+    pub families: std::collections::BTreeSet<crate::link::Family>,
+    /// Who made it.
+    #[serde(default)]
+    pub issued_by: String,
+    /// When it was made.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub issued_at: Option<Timestamp>,
     /// When it ends.
     #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,
+}
+
+/// `GET /v1/workspaces/{workspace}/links`: those that are valid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LinkList {
+    /// Newest first.
+    pub links: Vec<LinkView>,
 }
 
 /// `GET /v1/workspaces`.

@@ -42,6 +42,8 @@ words!(
         SeeSelf = "see_self",
         /// Speak the host protocol.
         ActAsHost = "act_as_host",
+        /// Speak the gateway protocol.
+        ActAsGateway = "act_as_gateway",
         /// Read what anyone may read (health, OpenAPI document). The only action without a principal.
         Public = "public",
     }
@@ -63,14 +65,14 @@ impl Role {
     #[must_use]
     pub const fn may(self, action: Action) -> Verdict {
         use Action::{
-            ActAsHost, DeleteWorkspace, EndOrganization, ManageOrganization, ManageProject, Public, SeeSelf, SeeUsage,
-            SeeWorkspace, ShareLinks, UseWorkspace,
+            ActAsGateway, ActAsHost, DeleteWorkspace, EndOrganization, ManageOrganization, ManageProject, Public,
+            SeeSelf, SeeUsage, SeeWorkspace, ShareLinks, UseWorkspace,
         };
         use Role::{Admin, Billing, Developer, Owner, Viewer};
         use Verdict::{No, Own, Yes};
         match (action, self) {
             (Public | SeeSelf, _) => Yes,
-            (ActAsHost, _) => No,
+            (ActAsHost | ActAsGateway, _) => No,
             (EndOrganization, Owner) => Yes,
             (EndOrganization, Admin | Developer | Viewer | Billing) => No,
             (ManageOrganization | ManageProject, Owner | Admin) => Yes,
@@ -94,8 +96,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_with_a_role_speaks_the_host_protocol() {
-        assert!(Role::ALL.iter().all(|role| role.may(Action::ActAsHost) == Verdict::No));
+    fn nobody_with_a_role_speaks_the_protocols_of_machines() {
+        let machines = [Action::ActAsHost, Action::ActAsGateway];
+        assert!(machines.iter().all(|action| Role::ALL.iter().all(|role| role.may(*action) == Verdict::No)));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod section;
 mod service;
 mod tree;
 
+pub use envforge_api::{dev_host::ProxyMode, link::Family as RouteFamily};
 pub use model::*;
 pub use resolve::*;
 pub use schema::{project_schema, service_schema};

@@ -1,6 +1,8 @@
 //! A checked envforge.yml.
 
-use envforge_api::{names::ServiceName, project::RuntimeSize, resource::ResourceKind};
+use envforge_api::{
+    dev_host::ProxyMode, link::Family, names::ServiceName, project::RuntimeSize, resource::ResourceKind,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -34,7 +36,7 @@ pub struct ServiceManifest {
     /// Tests in written order.
     pub tests: Vec<Step>,
     /// Routes: path prefix and family.
-    pub routes: Vec<(String, RouteFamily)>,
+    pub routes: Vec<(String, Family)>,
     /// How the gateway presents requests.
     pub proxy: ProxyMode,
     /// Tools by name and version.
@@ -184,29 +186,4 @@ pub enum Layer {
     Shell,
     /// Runtime work.
     Runtime,
-}
-
-/// Kinds of traffic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RouteFamily {
-    /// Pages; what no other family matches.
-    Web,
-    /// Calls.
-    Api,
-    /// Files.
-    Assets,
-    /// Sockets.
-    Websockets,
-}
-
-/// How the gateway presents requests to the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProxyMode {
-    /// As if they came from `localhost`.
-    #[default]
-    Localhost,
-    /// With the public host and `X-Forwarded-*`.
-    Forwarded,
 }

@@ -46,7 +46,8 @@ impl Caller {
             Self::Person { role, .. } => role.may(action),
             Self::Host { .. } => match action {
                 Action::ActAsHost | Action::Public => Verdict::Yes,
-                Action::ManageOrganization
+                Action::ActAsGateway
+                | Action::ManageOrganization
                 | Action::EndOrganization
                 | Action::ManageProject
                 | Action::UseWorkspace
@@ -66,7 +67,8 @@ impl Caller {
                     | Action::ManageProject
                     | Action::DeleteWorkspace
                     | Action::ShareLinks
-                    | Action::ActAsHost,
+                    | Action::ActAsHost
+                    | Action::ActAsGateway,
                     _,
                 ) => Verdict::No,
             },

@@ -3,7 +3,7 @@
 //! An existing slug is one look-up. Any other name is a branch; whether a repository has it only a host can say.
 
 use super::{
-    act, grant, labels,
+    act, grant,
     lifecycle::{Desired, Request},
     placement,
     store::{self, New, Row},
@@ -220,7 +220,7 @@ impl Making {
                 host: &self.host,
                 owner: &self.owner,
                 slug,
-                label: &labels::workspace(slug),
+                label: &envforge_api::dev_host::workspace_part(slug),
                 branch: &self.branch,
                 from: self.from.as_deref(),
                 intent_seq: seq,

@@ -7,9 +7,8 @@ mod steps;
 pub(crate) use steps::{FAMILIES, LAYERS};
 
 use crate::{
-    DeclaredResource, ServiceManifest,
+    DeclaredResource, ProxyMode, ServiceManifest,
     findings::{Findings, Pos, quote},
-    model::ProxyMode,
     section::{self, Section},
     tree::{self, Node, Value},
 };

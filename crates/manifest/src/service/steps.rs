@@ -82,21 +82,14 @@ pub(super) fn routes(f: &mut Findings<'_>, top: Section<'_>) -> Vec<(String, Rou
     routes
 }
 
-macro_rules! from_words {
-    ($type:ty { $($word:literal => $variant:ident),+ }) => {
-        impl FromStr for $type {
-            type Err = ();
+impl FromStr for Layer {
+    type Err = ();
 
-            fn from_str(given: &str) -> Result<Self, ()> {
-                match given {
-                    $($word => Ok(Self::$variant),)+
-                    _ => Err(()),
-                }
-            }
+    fn from_str(given: &str) -> Result<Self, ()> {
+        match given {
+            "shell" => Ok(Self::Shell),
+            "runtime" => Ok(Self::Runtime),
+            _ => Err(()),
         }
-    };
+    }
 }
-
-from_words!(Layer { "shell" => Shell, "runtime" => Runtime });
-from_words!(RouteFamily { "web" => Web, "api" => Api, "assets" => Assets, "websockets" => Websockets });
-from_words!(crate::ProxyMode { "localhost" => Localhost, "forwarded" => Forwarded });
