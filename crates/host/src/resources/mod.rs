@@ -9,7 +9,10 @@ pub mod redis;
 use crate::system::sandbox::Sandbox;
 use envforge_api::{resource::ResourceKind, secret::Secret, states::Trouble};
 use futures_util::future::LocalBoxFuture;
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -51,8 +54,8 @@ pub trait Driver: std::fmt::Debug {
     /// After the first answer: users, passwords, extensions.
     fn prepare<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>>;
 
-    /// What its main process is told to stop with: everything acknowledged stays.
-    fn stop_signal(&self) -> Signal;
+    /// Asks its main process to end in the way that keeps everything acknowledged; the caller waits for the end.
+    fn stop<'a>(&'a self, context: &'a Context, pid: Pid) -> LocalBoxFuture<'a, ()>;
 
     /// Who can say what its sessions do; `None` for a server whose sessions are no work.
     fn watch(&self, context: &Context) -> Option<Box<dyn Watch>>;
@@ -96,6 +99,11 @@ pub fn fields(kind: ResourceKind, password: &Secret) -> BTreeMap<String, Secret>
         ResourceKind::Storage | ResourceKind::Mail => vec![],
     };
     pairs.into_iter().map(|(name, value)| (name.to_owned(), Secret::new(value))).collect()
+}
+
+/// Signals a server; one that has ended needs none.
+fn signal(pid: Pid, signal: Signal) {
+    let _ = kill(pid, signal);
 }
 
 /// A program on PATH or in one of the extra directories, newest first.

@@ -12,7 +12,7 @@ use crate::system::{
 };
 use envforge_api::{resource::ResourceKind, secret::Secret, states::Trouble};
 use futures_util::future::LocalBoxFuture;
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::Pid};
 use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
 use std::{
     fs, io,
@@ -318,9 +318,10 @@ impl Driver for Postgres {
         })
     }
 
-    fn stop_signal(&self) -> Signal {
+    fn stop<'a>(&'a self, _context: &'a Context, pid: Pid) -> LocalBoxFuture<'a, ()> {
         // Fast shutdown: sessions are ended, a checkpoint is written. SIGTERM would wait for every client.
-        Signal::SIGINT
+        super::signal(pid, Signal::SIGINT);
+        Box::pin(std::future::ready(()))
     }
 
     fn watch(&self, context: &Context) -> Option<Box<dyn Watch>> {

@@ -4,16 +4,33 @@ use super::{Context, Driver, Watch, find_program};
 use crate::system::{files, sandbox::DATA};
 use envforge_api::{resource::ResourceKind, states::Trouble};
 use futures_util::future::LocalBoxFuture;
-use nix::sys::signal::Signal;
-use std::path::PathBuf;
+use nix::{sys::signal::Signal, unistd::Pid};
+use std::{io, path::PathBuf, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
+/// How long a server may take to write down what it holds before it is signalled as well.
+const OBEYS: Duration = Duration::from_secs(5);
+
 /// The driver.
 #[derive(Debug)]
 pub struct Redis;
+
+/// Says `SHUTDOWN` and waits for the connection's end, which is the only answer of a server that obeys.
+async fn shut_down() -> io::Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", ResourceKind::Cache.port())).await?;
+    stream.write_all(b"SHUTDOWN\r\n").await?;
+    let mut answer = [0_u8; 1];
+    match stream.read(&mut answer).await {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(io::Error::other("not now")),
+        // Its end may reset the connection.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        Err(error) => Err(error),
+    }
+}
 
 impl Driver for Redis {
     fn name(&self) -> &'static str {
@@ -71,8 +88,15 @@ impl Driver for Redis {
         Box::pin(async { Ok(()) })
     }
 
-    fn stop_signal(&self) -> Signal {
-        Signal::SIGTERM
+    fn stop<'a>(&'a self, _context: &'a Context, pid: Pid) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async move {
+            // A signal is looked at ten times a second only; the command is obeyed at once. A server that answers it
+            // does not obey yet, and one that cannot be asked is told the other way.
+            if tokio::time::timeout(OBEYS, shut_down()).await.is_ok_and(|done| done.is_ok()) {
+                return;
+            }
+            super::signal(pid, Signal::SIGTERM);
+        })
     }
 
     fn watch(&self, _context: &Context) -> Option<Box<dyn Watch>> {

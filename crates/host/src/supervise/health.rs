@@ -12,7 +12,7 @@ use std::{
 use tokio::{net::TcpStream, time::timeout};
 
 /// Shortest pause between checks of a starting process; it grows until the declared interval or [`SLOWEST_START`].
-pub const FIRST_PAUSE: Duration = Duration::from_millis(2);
+pub const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// Longest pause between checks of a starting process.
 pub const SLOWEST_START: Duration = Duration::from_millis(100);
 
@@ -96,8 +96,8 @@ async fn run(command: &str, entry: &Entry, env: &BTreeMap<String, String>) -> Re
 }
 
 /// The pause before the next check of a process that has been starting for so long: no start is noticed more than a
-/// twentieth later than it could be, or [`SLOWEST_START`].
+/// fiftieth later than it could be, or [`SLOWEST_START`].
 #[must_use]
 pub fn next_pause(starting: Duration, interval: Duration) -> Duration {
-    (starting / 20).clamp(FIRST_PAUSE, SLOWEST_START).min(interval)
+    (starting / 50).clamp(FIRST_PAUSE, SLOWEST_START).min(interval)
 }

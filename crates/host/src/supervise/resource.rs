@@ -25,6 +25,7 @@ use envforge_api::{
     stream::LogLevel,
     time::{BootMillis, Timestamp},
 };
+use nix::unistd::Pid;
 use std::{
     collections::BTreeMap,
     fs,
@@ -37,6 +38,8 @@ use tokio::time::Instant;
 
 /// How long a server may take until it answers; crash recovery of a large database takes its time.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a server may take to write down what it holds before it is killed.
+const SERVER_GRACE: Duration = Duration::from_secs(30);
 /// A server that cannot be started is tried again after this, doubling.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -235,13 +238,14 @@ impl Runtime {
         }
     }
 
-    /// No server is started from here on.
-    pub(super) fn retire_servers(&mut self) {
+    /// No server is started from here on. Those that there are, to be stopped.
+    pub(super) fn retire_servers(&mut self) -> Vec<(&'static str, Context)> {
         for server in self.servers.values_mut() {
             server.wanted = false;
             // News of its end is no failure any more.
             server.run += 1;
         }
+        self.servers.iter().map(|(name, server)| (*name, server.context.clone())).collect()
     }
 
     pub(super) fn servers_stopped(&mut self) {
@@ -375,7 +379,17 @@ pub(super) fn drain_output(shared: &Shared, server: &'static str) {
     }
 }
 
-/// What stops a server's main process.
-pub(super) fn stop_signal(server: &str) -> nix::sys::signal::Signal {
-    driver_of(server).map_or(nix::sys::signal::Signal::SIGTERM, |driver| driver.stop_signal())
+/// Ends a server in its own way, or by force when that takes too long.
+pub(super) async fn stop(shared: &Shared, server: &str, context: &Context) {
+    let (Ok(group), Some(driver)) = (group_of(shared, server), driver_of(server)) else { return };
+    if let Some(pid) = group.main_pid() {
+        let ended = async {
+            driver.stop(context, Pid::from_raw(pid)).await;
+            group.wait_empty().await
+        };
+        if matches!(tokio::time::timeout(SERVER_GRACE, ended).await, Ok(Ok(_))) {
+            return;
+        }
+    }
+    process::end(&group).await;
 }

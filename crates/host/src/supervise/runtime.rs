@@ -151,7 +151,8 @@ impl Runtime {
     pub(super) async fn take_over(&mut self) -> Result<(), SystemError> {
         let groups = &self.shared.sandbox.cgroups;
         let size = self.spec.size;
-        let limits = Limits { cpu_millis: size.cpu_millis(), memory_bytes: size.memory_bytes(), pids: 4096 };
+        let (cpu_millis, memory_bytes) = (size.cpu_millis(), size.memory_bytes());
+        let limits = Limits { cpu_millis, memory_bytes, pids: 4096, cpu_weight: 100 };
         groups.runtime.ensure()?;
         groups.runtime.limit(limits)?;
         let mut lost = false;

@@ -6,10 +6,7 @@ use super::{
     runtime::{Phase, Runtime},
 };
 use envforge_api::{stream::LogLevel, time::Timestamp};
-use std::{rc::Rc, time::Duration};
-
-/// How long a resource server may take to write down what it holds before it is killed.
-const SERVER_GRACE: Duration = Duration::from_secs(30);
+use std::rc::Rc;
 
 impl Runtime {
     /// Begins to stop everything; [`Event::Gone`] comes when nothing is left. Asking again changes nothing.
@@ -22,9 +19,8 @@ impl Runtime {
         self.since = Timestamp::now();
         self.mark_stopping();
         self.cancel_all_runs();
-        self.retire_servers();
+        let servers = self.retire_servers();
         let shared = Rc::clone(&self.shared);
-        let servers: Vec<&'static str> = self.servers.keys().copied().collect();
         // Nothing can cancel it: a runtime that began to sleep is asleep afterwards.
         tokio::task::spawn_local(async move {
             let groups = &shared.sandbox.cgroups;
@@ -37,25 +33,13 @@ impl Runtime {
                 }
             };
             tokio::join!(stop("services"), stop("runs"), stop("setup"));
-            let ends = servers.iter().map(|server| stop_server(&shared, server));
+            let ends = servers.iter().map(|(server, context)| resource::stop(&shared, server, context));
             futures_util::future::join_all(ends).await;
             process::end(&groups.runtime).await;
-            for server in &servers {
+            for (server, _) in &servers {
                 resource::drain_output(&shared, server);
             }
             shared.tell(Event::Gone { reason });
         });
     }
-}
-
-async fn stop_server(shared: &super::runtime::Shared, server: &'static str) {
-    let Ok(group) = resource::group_of(shared, server) else { return };
-    let signal = resource::stop_signal(server);
-    if let Some(pid) = group.main_pid() {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
-        if tokio::time::timeout(SERVER_GRACE, group.wait_empty()).await.is_ok() {
-            return;
-        }
-    }
-    process::end(&group).await;
 }

@@ -38,10 +38,13 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// Processes and threads.
     pub pids: u64,
+    /// Share of a CPU that several want, where an ordinary group has 100.
+    pub cpu_weight: u64,
 }
 
-/// What a workspace's shell layer may use whatever its size: it is never metered, so it is bounded.
-pub const SHELL_LIMITS: Limits = Limits { cpu_millis: 2000, memory_bytes: 4 << 30, pids: 2048 };
+/// What a workspace's shell layer may use whatever its size: it is never metered, so it is bounded. Someone waits for
+/// each key typed there, so it goes before the work of services.
+pub const SHELL_LIMITS: Limits = Limits { cpu_millis: 2000, memory_bytes: 4 << 30, pids: 2048, cpu_weight: 1000 };
 
 /// The groups of one workspace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,6 +266,9 @@ impl Group {
             ("cpu.cfs_quota_us", quota.to_string()),
             ("memory.limit_in_bytes", limits.memory_bytes.to_string()),
             ("pids.max", limits.pids.to_string()),
+            ("cpu.weight", limits.cpu_weight.to_string()),
+            // The same in version 1, where an ordinary group has 1024.
+            ("cpu.shares", (limits.cpu_weight * 1024 / 100).to_string()),
         ];
         for at in self.v2.iter().chain(&self.v1) {
             for (file, value) in &settings {
