@@ -84,7 +84,10 @@ class BareProcesses:
         """Milliseconds until all have ended: services first, then the servers, each its own way."""
         began = time.monotonic()
         self.end({"web": signal.SIGTERM, "api": signal.SIGTERM})
-        self.end({"postgres": signal.SIGINT, "redis": signal.SIGTERM})
+        # Redis looks for signals ten times a second; its command is obeyed at once.
+        with socket.create_connection(("127.0.0.1", self.ports[1])) as redis:
+            redis.sendall(b"SHUTDOWN\r\n")
+            self.end({"postgres": signal.SIGINT, "redis": 0})
         return (time.monotonic() - began) * 1000
 
     def stop(self):
