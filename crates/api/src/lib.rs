@@ -27,4 +27,5 @@ pub mod sign;
 pub mod states;
 pub mod stream;
 pub mod time;
+pub mod tunnel;
 pub mod usage;
