@@ -57,6 +57,8 @@ fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("RUST_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,sqlx=warn"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written (the disk is full) is lost: complaining about it on the same file would panic.
+    let logs = logs.log_internal_errors(false);
     logs.with_ansi(std::io::stderr().is_terminal()).init();
 }
 
