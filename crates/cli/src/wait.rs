@@ -10,7 +10,7 @@ use envforge_api::{
     public::WorkspaceView,
     states::{CommandState, ShellState},
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long one long poll for a workspace takes at most, in seconds.
 const LONG_POLL_S: u64 = 25;
@@ -52,7 +52,42 @@ pub(crate) async fn changed(
     client.get(&format!("/v1/workspaces/{workspace}?after={after}&wait={seconds}")).await
 }
 
-/// Follows a workspace until `done` gives something; attempts that may succeed later are repeated for a minute.
+/// How long attempts that may succeed later are repeated: whoever waits longer than this should know why.
+const PATIENCE: Duration = Duration::from_secs(12);
+
+/// Failures in a row.
+struct Streak {
+    since: Option<Instant>,
+    pause: BackOff,
+}
+
+impl Streak {
+    fn new(first: Duration) -> Self {
+        Self { since: None, pause: BackOff::new(first, Duration::from_secs(2)) }
+    }
+
+    fn over(&mut self) {
+        self.since = None;
+    }
+
+    /// Waits for the next attempt, looking after a local installation meanwhile.
+    ///
+    /// # Errors
+    /// The problem itself, when trying again does not help, or has not for too long.
+    async fn again(&mut self, context: &Context, problem: Problem) -> Result<(), Problem> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let left = PATIENCE.saturating_sub(since.elapsed());
+        if !problem.kind.retry_helps() || left.is_zero() {
+            return Err(problem);
+        }
+        // One that takes longer shows itself in the attempt that follows.
+        let _ = tokio::time::timeout(left, context.revive()).await;
+        tokio::time::sleep(self.pause.step()).await;
+        Ok(())
+    }
+}
+
+/// Follows a workspace until `done` gives something; attempts that may succeed later are repeated for a moment.
 ///
 /// # Errors
 /// What `done` or the requests say.
@@ -61,25 +96,20 @@ pub(crate) async fn until<T>(
     workspace: &Slug,
     mut done: impl FnMut(&WorkspaceView) -> Result<Option<T>, Problem>,
 ) -> Result<T, Problem> {
-    let client = context.client().await?;
+    // How long is tried is decided here alone.
+    let client = context.client().await?.clone().with_patience(Duration::ZERO);
     let mut view = context.view(workspace).await?;
-    let mut failures = 0;
-    let mut pause = BackOff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut streak = Streak::new(Duration::from_millis(200));
     loop {
         if let Some(result) = done(&view)? {
             return Ok(result);
         }
-        match changed(client, workspace, view.version, LONG_POLL_S).await {
+        match changed(&client, workspace, view.version, LONG_POLL_S).await {
             Ok(next) => {
                 view = next;
-                failures = 0;
+                streak.over();
             }
-            Err(problem) if problem.kind.retry_helps() && failures < 12 => {
-                failures += 1;
-                context.revive().await;
-                tokio::time::sleep(pause.step()).await;
-            }
-            Err(problem) => return Err(problem),
+            Err(problem) => streak.again(context, problem).await?,
         }
     }
 }
@@ -123,23 +153,17 @@ pub(crate) async fn command(client: &Client, id: &CommandId) -> Result<CommandVi
 /// # Errors
 /// As the requests; a record that did not succeed is no error here.
 pub(crate) async fn until_final(context: &Context, mut record: CommandView) -> Result<CommandView, Problem> {
-    let client = context.client().await?;
+    let client = context.client().await?.clone().with_patience(Duration::ZERO);
     let progress = context.out.progress(&format!("{} of {}: {}", record.kind, record.workspace, record.state));
-    let mut failures = 0;
-    let mut pause = BackOff::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut streak = Streak::new(Duration::from_millis(100));
     while !record.state.is_final() {
         progress.set(&format!("{} of {}: {}", record.kind, record.workspace, record.state));
         match client.get(&format!("/v1/commands/{}?wait={COMMAND_POLL_S}", record.id)).await {
             Ok(next) => {
                 record = next;
-                failures = 0;
+                streak.over();
             }
-            Err(problem) if problem.kind.retry_helps() && failures < 12 => {
-                failures += 1;
-                context.revive().await;
-                tokio::time::sleep(pause.step()).await;
-            }
-            Err(problem) => return Err(problem),
+            Err(problem) => streak.again(context, problem).await?,
         }
     }
     Ok(record)

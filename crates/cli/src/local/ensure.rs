@@ -25,6 +25,8 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a control plane that ended may take to come back before the caller is told.
 const RECOVERY: Duration = Duration::from_secs(30);
+/// The same on a full disk, where it comes back only when there is space again.
+const RECOVERY_WITHOUT_SPACE: Duration = Duration::from_secs(10);
 /// How often a keeper is started when another one always got there first and then ended.
 const ATTEMPTS: u32 = 3;
 
@@ -66,8 +68,9 @@ pub(super) async fn ensure(paths: &Paths, programs: &Programs, say: &dyn Fn(&str
         if let Some(server) = running(paths) {
             return Ok(LocalServer { started: waiting.is_ours(paths), ..server });
         }
-        if waiting.look(paths, programs, say)? == Look::Recovering && begun.elapsed() > RECOVERY {
-            return Err(control_is_down(paths));
+        let without_space = begun.elapsed() > RECOVERY_WITHOUT_SPACE && log::has_no_space(paths.home());
+        if waiting.look(paths, programs, say)? == Look::Recovering && (without_space || begun.elapsed() > RECOVERY) {
+            return Err(control_is_down(paths, without_space));
         }
         if begun.elapsed() > PATIENCE {
             return Err(Problem::new(
@@ -179,12 +182,13 @@ fn spawn(paths: &Paths, programs: &Programs) -> Result<(i32, Child), Problem> {
     Ok((child.id().map_or(0, u32::cast_signed), child))
 }
 
-fn control_is_down(paths: &Paths) -> Problem {
+fn control_is_down(paths: &Paths, without_space: bool) -> Problem {
     let record = Record::read(paths);
     let reason = record.as_ref().and_then(|record| record.part("control")?.reason.as_deref()).unwrap_or("no reason");
+    let log = format!("the log is {}", paths.log("control").display());
     Problem::unavailable(
         format!("the control plane of the local installation does not stay up: {reason}"),
-        format!("the log is {}", paths.log("control").display()),
+        if without_space { format!("the disk of {} is full: free space; {log}", paths.home().display()) } else { log },
     )
 }
 

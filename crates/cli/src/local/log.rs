@@ -79,6 +79,12 @@ pub(super) fn hint(path: &Path, line: Option<&str>) -> String {
     }
 }
 
+/// Whether the file system that holds `path` has no space for anything of use.
+pub(super) fn has_no_space(path: &Path) -> bool {
+    const LEAST: u64 = 64 << 10;
+    rustix::fs::statvfs(path).is_ok_and(|about| about.f_bavail.saturating_mul(about.f_frsize) < LEAST)
+}
+
 /// Where notes go in a program whose standard error is not the keeper's log.
 static NOTES: OnceLock<File> = OnceLock::new();
 
