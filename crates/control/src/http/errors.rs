@@ -31,6 +31,14 @@ impl From<sqlx::Error> for Failure {
             tracing::warn!(%error, "the database did not answer");
             return Problem::unavailable("the control plane's database does not answer now", "try again").into();
         }
+        if error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "53100") {
+            tracing::error!(%error, "the disk of the database is full");
+            return Problem::unavailable(
+                "the disk of the control plane's database is full",
+                "free space on it, then try again; nothing was lost",
+            )
+            .into();
+        }
         tracing::error!(%error, "a query failed");
         Problem::internal("a query of the control plane failed").into()
     }
