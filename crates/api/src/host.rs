@@ -212,7 +212,7 @@ pub struct WorkspaceReport {
     pub workspace: WorkspaceId,
     /// Order of this host's reports in this epoch; an older one never overwrites a newer one.
     pub seq: u64,
-    /// The generation all of this is about.
+    /// The generation all of this is about: the newest that was accepted, or one that could not be, as the phases say.
     pub accepted: Generation,
     /// Shell layer.
     pub shell: LayerReport<ShellState>,

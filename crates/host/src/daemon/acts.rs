@@ -12,6 +12,7 @@ use crate::{
         runs::{output_path, prune_outputs},
     },
     system::{
+        SystemError,
         enter::{As, Entry},
         sandbox::{Sandbox, WORKSPACE},
     },
@@ -39,14 +40,29 @@ pub(super) fn take(hub: &Arc<Hub>, leases: Vec<LeasedCommand>) {
             }
             let kept = lease.clone();
             if let Err(error) = ledger.change(|host| drop(host.running.insert(id.clone(), kept))) {
-                tracing::error!(%error, "a command is not begun because it cannot be ledgered");
-                continue;
+                tracing::error!(%error, hint = %error.hint, "a command cannot be ledgered");
+                if !may_be_repeated(&lease.act) {
+                    // Not begun: its end is told, and kept in memory until the disk takes it.
+                    let report = failed(&id, Trouble::new(error.to_string(), error.hint));
+                    let _ = ledger.note(|host| drop(host.finished.insert(id, report)));
+                    drop(ledger);
+                    hub.touch_acts();
+                    continue;
+                }
             }
         }
         hub.touch_acts();
         let hub = Arc::clone(hub);
         // Ends with the act. A daemon that is stopped in the middle finds it ledgered as running.
         tokio::spawn(async move { perform(&hub, lease).await });
+    }
+}
+
+/// Whether an act may be done again after a crash, so that nothing is lost if the ledger does not know that it began.
+fn may_be_repeated(act: &LeasedAct) -> bool {
+    match act {
+        LeasedAct::Run { .. } => false,
+        LeasedAct::CancelRun { .. } | LeasedAct::FindBranch { .. } | LeasedAct::InspectWork { .. } => true,
     }
 }
 
@@ -97,9 +113,15 @@ fn interrupted(id: &CommandId) -> ActReport {
     }
 }
 
+fn failed(id: &CommandId, trouble: Trouble) -> ActReport {
+    let reason =
+        if trouble.hint.is_empty() { trouble.reason } else { format!("{} ({})", trouble.reason, trouble.hint) };
+    ActReport { id: id.clone(), state: CommandState::Failed, exit_code: None, reason: Some(reason), answer: None }
+}
+
 fn finish(hub: &Hub, report: ActReport) {
     let id = report.id.clone();
-    let kept = hub.ledger().change(|host| {
+    let kept = hub.ledger().note(|host| {
         host.running.remove(&id);
         host.finished.insert(id.clone(), report);
     });
@@ -113,17 +135,7 @@ async fn perform(hub: &Arc<Hub>, lease: LeasedCommand) {
     let id = lease.id.clone();
     let done =
         |answer| ActReport { id: id.clone(), state: CommandState::Succeeded, exit_code: None, reason: None, answer };
-    let failed = |trouble: Trouble| ActReport {
-        id: id.clone(),
-        state: CommandState::Failed,
-        exit_code: None,
-        reason: Some(if trouble.hint.is_empty() {
-            trouble.reason
-        } else {
-            format!("{} ({})", trouble.reason, trouble.hint)
-        }),
-        answer: None,
-    };
+    let failed = |trouble: Trouble| failed(&id, trouble);
     let report = match &lease.act {
         LeasedAct::FindBranch { repos, branch } => match shell::find_branch(hub, repos, branch).await {
             Ok(found) => done(Some(ActAnswer::Branches { found })),
@@ -333,7 +345,8 @@ async fn run_in_shell(
     parts: &[Part],
 ) -> Result<ActReport, Trouble> {
     let disk = |e: std::io::Error| {
-        Trouble::new(format!("cannot keep the run's output: {e}"), "look at the free space of the disk")
+        let error = SystemError::new("keep the run's output", e).on_disk(&sandbox.dir);
+        Trouble::new(error.to_string(), error.hint)
     };
     prune_outputs(&sandbox.dir);
     let path = output_path(&sandbox.dir, id);

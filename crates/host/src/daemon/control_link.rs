@@ -1,21 +1,14 @@
 //! The line to the control plane: register once, then two syncs side by side, one parked and one with reports.
 
-use super::{
-    acts,
-    hub::{Hub, Workspace},
-    ledger::WorkspaceRecord,
-    outbox::Outbox,
-    reconcile,
-    report::report,
-};
+use super::{acts, hub::Hub, intents, outbox::Outbox, report};
 use crate::system::boot;
 use envforge_api::{
     client::Client,
     command::ActReport,
-    generation::{Fence, HostEpoch, IntentSeq},
+    generation::{HostEpoch, IntentSeq},
     host::{
         Capacity, DesiredShell, HostRole, MAX_PARK_MS, RegisterAnswer, RegisterRequest, SyncAnswer, SyncRequest,
-        WorkspaceIntent, WorkspaceReport,
+        WorkspaceReport,
     },
     ids::WorkspaceId,
     problem::{Problem, ProblemKind},
@@ -24,7 +17,7 @@ use envforge_api::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -60,6 +53,7 @@ pub(super) async fn keep(hub: &Arc<Hub>, stop: &CancellationToken, registered: i
         () = stop.cancelled() => End::Stopped,
         () = listen(hub, &client, epoch, &position, stop) => End::Replaced,
         () = tell(hub, &client, epoch, &position, stop) => End::Replaced,
+        never = intents::insist(hub, stop) => match never {},
     }
 }
 
@@ -85,7 +79,7 @@ async fn register(hub: &Hub, client: &Client) -> HostEpoch {
         match outcome {
             Ok(answer) => {
                 let (host, keys) = (answer.host.clone(), answer.keys.clone());
-                if let Err(error) = hub.ledger().change(|record| {
+                if let Err(error) = hub.ledger().note(|record| {
                     record.host = Some(host);
                     record.keys = keys;
                 }) {
@@ -118,16 +112,9 @@ async fn listen(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &At
         match client.post::<_, SyncAnswer>("/v1/host/sync", &request).await {
             Ok(answer) => {
                 pause = FIRST_PAUSE;
-                match apply(hub, &answer, stop) {
-                    Ok(()) => {
-                        position.store(answer.intent_seq.0, Ordering::Relaxed);
-                        hub.may_wake.send_if_modified(|may| !std::mem::replace(may, true));
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, "an intent is not accepted because it cannot be ledgered");
-                        tokio::time::sleep(LONGEST_PAUSE).await;
-                    }
-                }
+                apply(hub, &answer, stop);
+                position.store(answer.intent_seq.0, Ordering::Relaxed);
+                hub.may_wake.send_if_modified(|may| !std::mem::replace(may, true));
                 acts::take(hub, answer.leases);
             }
             Err(problem) if problem.kind == ProblemKind::StaleEpoch => return,
@@ -153,12 +140,11 @@ fn empty(epoch: HostEpoch, intent_seq: IntentSeq, wait_ms: u32) -> SyncRequest {
 }
 
 /// Ledgers what an answer says, then lets it act.
-fn apply(hub: &Arc<Hub>, answer: &SyncAnswer, stop: &CancellationToken) -> crate::system::Result<()> {
-    // Both syncs may bring the same new workspace at the same moment: it is one.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+fn apply(hub: &Arc<Hub>, answer: &SyncAnswer, stop: &CancellationToken) {
     if *hub.keys.borrow() != answer.keys {
-        hub.ledger().change(|record| record.keys.clone_from(&answer.keys))?;
+        if let Err(error) = hub.ledger().note(|record| record.keys.clone_from(&answer.keys)) {
+            tracing::error!(%error, hint = %error.hint, "the keys cannot be ledgered");
+        }
         hub.keys.send_replace(answer.keys.clone());
     }
     let revoked: BTreeSet<_> = answer.revoked.iter().cloned().collect();
@@ -167,47 +153,7 @@ fn apply(hub: &Arc<Hub>, answer: &SyncAnswer, stop: &CancellationToken) -> crate
         *known = revoked;
         changed
     });
-    for intent in &answer.intents {
-        accept(hub, intent, stop)?;
-    }
-    Ok(())
-}
-
-fn accept(hub: &Arc<Hub>, intent: &WorkspaceIntent, stop: &CancellationToken) -> crate::system::Result<()> {
-    let Some(known) = hub.get(&intent.workspace) else {
-        let gone = intent.shell == DesiredShell::Absent;
-        if gone && !hub.installation.workspace_dir(&intent.workspace).exists() {
-            // Already removed; the report that says so may have been lost.
-            let workspace = Arc::new(Workspace::new(0, intent.clone()));
-            hub.insert(workspace);
-            return Ok(());
-        }
-        let index = {
-            let mut ledger = hub.ledger();
-            let index = ledger.host.next_index;
-            ledger.change(|host| host.next_index += 1)?;
-            ledger.put(&WorkspaceRecord { index, intent: intent.clone() })?;
-            index
-        };
-        let workspace = Arc::new(Workspace::new(index, intent.clone()));
-        hub.insert(Arc::clone(&workspace));
-        reconcile::begin(hub, &workspace, stop);
-        return Ok(());
-    };
-    let current = known.intent.borrow().clone();
-    match Fence::judge(current.generation, intent.generation, current == *intent) {
-        Fence::Newer => {
-            hub.ledger().put(&WorkspaceRecord { index: known.index, intent: intent.clone() })?;
-            known.intent.send_replace(intent.clone());
-            hub.touch(&intent.workspace);
-        }
-        Fence::Same => {}
-        Fence::Older => tracing::warn!(workspace = %intent.workspace, "an older intent is refused"),
-        Fence::Conflict => {
-            tracing::error!(workspace = %intent.workspace, generation = %intent.generation, "an intent of the same generation with other content is refused");
-        }
-    }
-    Ok(())
+    intents::accept(hub, &answer.intents, stop);
 }
 
 /// Syncs that carry reports, acts and readings, whenever there is something. Returns when the epoch is stale.
@@ -226,7 +172,7 @@ async fn tell(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &Atom
         changed.append(&mut hub.take_changed());
         let mut reports = Vec::new();
         changed.retain(|id| {
-            let now = hub.get(id).and_then(|workspace| report(&workspace));
+            let now = report::of(hub, id);
             let Some(now) = now.filter(|now| told.get(id) != Some(now)) else { return false };
             reports.push(now);
             true
@@ -270,9 +216,7 @@ async fn tell(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &Atom
                 outbox.stored(&request.readings, &answer.stored_readings);
                 forget_recorded(hub, &request.acts, &answer);
                 // What the parked sync will bring may come here first; it is the same there.
-                if let Err(error) = apply(hub, &answer, stop) {
-                    tracing::error!(%error, "an intent is not accepted because it cannot be ledgered");
-                }
+                apply(hub, &answer, stop);
                 acts::take(hub, answer.leases);
             }
             Err(problem) if problem.kind == ProblemKind::StaleEpoch => return,
@@ -314,7 +258,7 @@ fn forget_recorded(hub: &Hub, sent: &[ActReport], answer: &SyncAnswer) {
     let told = sent.iter().filter(|act| act.state.is_final() && answer.recorded_acts.contains(&act.id));
     let done: Vec<_> = told.map(|act| act.id.clone()).collect();
     if !done.is_empty()
-        && let Err(error) = hub.ledger().change(|host| done.iter().for_each(|id| drop(host.finished.remove(id))))
+        && let Err(error) = hub.ledger().note(|host| done.iter().for_each(|id| drop(host.finished.remove(id))))
     {
         tracing::error!(%error, "recorded commands cannot be taken out of the ledger");
     }

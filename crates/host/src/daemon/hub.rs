@@ -2,7 +2,7 @@
 //!
 //! Each value has one writer. Everyone else reads through watch channels, so a change wakes them and nothing polls.
 
-use super::{ledger::Ledger, supervisor::Supervisor};
+use super::{intents::Unkept, ledger::Ledger, supervisor::Supervisor};
 use crate::{
     supervise::protocol::Snapshot,
     system::{accounts::Account, installation::Installation, sandbox::Sandbox},
@@ -51,6 +51,8 @@ pub struct Hub {
     /// The workspaces it changed of, until they are looked at.
     changed: Mutex<BTreeSet<WorkspaceId>>,
     ledger: Mutex<Ledger>,
+    /// Intents that are not accepted, because the ledger could not be written.
+    unkept: Mutex<BTreeMap<WorkspaceId, Unkept>>,
     workspaces: Mutex<BTreeMap<WorkspaceId, Arc<Workspace>>>,
     /// Runs of the shell layer under way, with what cancels them.
     shell_runs: Mutex<BTreeMap<CommandId, CancellationToken>>,
@@ -147,6 +149,7 @@ impl Hub {
             dirty: watch::Sender::new(0),
             changed: Mutex::default(),
             ledger: Mutex::new(ledger),
+            unkept: Mutex::default(),
             workspaces: Mutex::new(BTreeMap::new()),
             shell_runs: Mutex::default(),
             seen: Mutex::default(),
@@ -165,6 +168,12 @@ impl Hub {
         }
         seen.push_back(id.clone());
         true
+    }
+
+    /// Whether this daemon took an act, lately.
+    #[must_use]
+    pub fn has_seen(&self, id: &CommandId) -> bool {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 
     /// What cancels a run of the shell layer that begins now.
@@ -190,11 +199,11 @@ impl Hub {
         self.lock().get(id).cloned()
     }
 
-    /// One workspace, once it is known; `None` when it does not come within `patience`.
+    /// One workspace, once it is known; `None` when it is not accepted, or does not come within `patience`.
     pub async fn arrival(&self, id: &WorkspaceId, patience: Duration) -> Option<Arc<Workspace>> {
         // Whatever adds a workspace touches this.
         let mut dirty = self.dirty.subscribe();
-        let known = dirty.wait_for(|_| self.get(id).is_some());
+        let known = dirty.wait_for(|_| self.get(id).is_some() || self.unkept(id).is_some());
         // A copy of the outcome: the guard inside must not live over the next line.
         let arrived = tokio::time::timeout(patience, known).await.is_ok_and(|seen| seen.is_ok());
         if arrived { self.get(id) } else { None }
@@ -239,6 +248,18 @@ impl Hub {
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         // A panic in the middle leaves the files as they were: each is replaced as a whole.
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest intent of a workspace that is not accepted.
+    #[must_use]
+    pub fn unkept(&self, id: &WorkspaceId) -> Option<Unkept> {
+        self.all_unkept().get(id).cloned()
+    }
+
+    /// All intents that are not accepted. Never held while something is awaited.
+    pub fn all_unkept(&self) -> MutexGuard<'_, BTreeMap<WorkspaceId, Unkept>> {
+        // A panic while the map is held cannot leave it half-changed: every use is one map operation.
+        self.unkept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Prepared data of the installation.

@@ -48,8 +48,10 @@ pub struct WorkspaceRecord {
 #[derive(Debug)]
 pub struct Ledger {
     dir: PathBuf,
-    /// As it is on disk.
+    /// As it is on disk, but for what was noted while the disk refused.
     pub host: HostRecord,
+    /// Something was noted that is not on disk yet.
+    unwritten: bool,
 }
 
 impl Ledger {
@@ -72,7 +74,7 @@ impl Ledger {
                 workspaces.push(record);
             }
         }
-        Ok((Self { dir, host }, workspaces))
+        Ok((Self { dir, host, unwritten: false }, workspaces))
     }
 
     /// Changes the host's record.
@@ -84,6 +86,36 @@ impl Ledger {
         change(&mut next);
         write(&self.dir.join("host.json"), &next)?;
         self.host = next;
+        self.unwritten = false;
+        Ok(())
+    }
+
+    /// Notes in the host's record what is so already, whether or not the disk takes it now: it is written with the next
+    /// change, or by [`Self::settle`].
+    ///
+    /// # Errors
+    /// When the disk refuses; the note is kept in memory then.
+    pub fn note(&mut self, change: impl FnOnce(&mut HostRecord)) -> Result<()> {
+        change(&mut self.host);
+        self.unwritten = true;
+        self.settle()
+    }
+
+    /// Whether something that was noted is not on disk.
+    #[must_use]
+    pub fn is_unwritten(&self) -> bool {
+        self.unwritten
+    }
+
+    /// Writes what was noted and is not on disk.
+    ///
+    /// # Errors
+    /// When the disk still refuses.
+    pub fn settle(&mut self) -> Result<()> {
+        if self.unwritten {
+            write(&self.dir.join("host.json"), &self.host)?;
+            self.unwritten = false;
+        }
         Ok(())
     }
 

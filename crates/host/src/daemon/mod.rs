@@ -6,6 +6,7 @@
 mod acts;
 mod control_link;
 pub mod hub;
+mod intents;
 pub mod ledger;
 mod outbox;
 mod plan;
@@ -72,7 +73,12 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<End, SystemError> {
     let (mut ledger, records) = Ledger::open(&installation.home)?;
     let current = boot::boot_id()?;
     let same_boot = ledger.host.boot.as_ref().is_none_or(|known| *known == current);
-    ledger.change(|host| host.boot = Some(current))?;
+    if ledger.host.boot.as_ref() != Some(&current)
+        && let Err(error) = ledger.note(|host| host.boot = Some(current))
+    {
+        // A daemon that starts anew takes this boot for a new one again, and waits for a sync before it wakes anything.
+        tracing::error!(%error, hint = %error.hint, "the boot cannot be ledgered");
+    }
     sandbox::ensure_network(&installation).await?;
     let cache_account = accounts::ensure_cache_account(&installation)?;
     let hub = Arc::new(Hub::new(installation, cache_account, ledger, options.server, options.token));

@@ -1,16 +1,79 @@
-//! What the host says about a workspace: one whole value made of what the daemon knows. A pure function.
+//! What the host says about a workspace: one whole value made of what the daemon knows, by pure functions.
 
-use super::hub::{RuntimeFacts, Workspace};
+use super::{
+    hub::{Hub, RuntimeFacts, Workspace},
+    intents::Unkept,
+};
 use envforge_api::{
-    host::{DesiredRuntime, DesiredShell, LayerReport, Phase, WorkspaceIntent, WorkspaceReport},
+    host::{Activity, DesiredRuntime, DesiredShell, LayerReport, Phase, WorkspaceIntent, WorkspaceReport},
+    ids::WorkspaceId,
     states::{RuntimeState, ShellState, Stated, Trouble},
     time::Timestamp,
 };
 
+/// The report on a workspace, without its number. `None` when there is nothing to say of it (yet).
+#[must_use]
+pub(super) fn of(hub: &Hub, id: &WorkspaceId) -> Option<WorkspaceReport> {
+    match (hub.get(id), hub.unkept(id)) {
+        (Some(workspace), None) => report(&workspace),
+        (Some(workspace), Some(unkept)) => report(&workspace).map(|report| refused(report, &unkept)),
+        (None, Some(unkept)) => Some(refused(blank(&unkept), &unkept)),
+        (None, None) => None,
+    }
+}
+
+/// What is so, in answer to an intent that is not accepted: whatever that asks for and is not so already has failed.
+fn refused(mut report: WorkspaceReport, unkept: &Unkept) -> WorkspaceReport {
+    let (intent, trouble) = (&unkept.intent, &unkept.trouble);
+    let failed = || Phase::Failed { trouble: trouble.clone() };
+    report.accepted = intent.generation;
+    report.start = None;
+    match (intent.shell, report.shell.stated.state) {
+        (DesiredShell::Ready, ShellState::Ready) => {}
+        (DesiredShell::Ready, ShellState::Absent | ShellState::Failed) => {
+            let stated = Stated::because(ShellState::Failed, unkept.since, trouble.clone());
+            report.shell = LayerReport { stated, phase: failed() };
+        }
+        (DesiredShell::Ready | DesiredShell::Absent, _) => report.shell.phase = failed(),
+    }
+    let state = report.runtime.stated.state;
+    match (&intent.runtime, state) {
+        (DesiredRuntime::Asleep { .. }, RuntimeState::Asleep) => report.runtime.phase = Phase::Settled,
+        (DesiredRuntime::Awake { .. }, RuntimeState::Asleep | RuntimeState::Failed) => {
+            let stated = Stated::because(RuntimeState::Failed, unkept.since, trouble.clone());
+            report.runtime = LayerReport { stated, phase: failed() };
+        }
+        (DesiredRuntime::Asleep { .. } | DesiredRuntime::Awake { .. }, _) => report.runtime.phase = failed(),
+    }
+    report
+}
+
+/// A workspace of which this host has nothing.
+fn blank(unkept: &Unkept) -> WorkspaceReport {
+    let shell = Stated::plain(ShellState::Absent, unkept.since);
+    let runtime = Stated::plain(RuntimeState::Asleep, unkept.since);
+    WorkspaceReport {
+        workspace: unkept.intent.workspace.clone(),
+        seq: 0,
+        accepted: unkept.intent.generation,
+        shell: LayerReport { stated: shell, phase: Phase::Working },
+        runtime: LayerReport { stated: runtime, phase: Phase::Settled },
+        size: None,
+        instance: None,
+        start: None,
+        services: Vec::new(),
+        resources: Vec::new(),
+        steps: Vec::new(),
+        diagnostics: Vec::new(),
+        activity: Activity::default(),
+        refused: Vec::new(),
+    }
+}
+
 /// The report on a workspace, without its number. `None` until this daemon knows what an earlier one left: what that
 /// one said is truer than a guess.
 #[must_use]
-pub(super) fn report(workspace: &Workspace) -> Option<WorkspaceReport> {
+fn report(workspace: &Workspace) -> Option<WorkspaceReport> {
     let intent = workspace.intent.borrow().clone();
     let mut shell = workspace.shell.borrow().clone();
     if shell.state == ShellState::Failed && *workspace.shell_failed.borrow() < intent.generation {
@@ -69,6 +132,11 @@ fn runtime(intent: &WorkspaceIntent, shell: &Stated<ShellState>, facts: &Runtime
         let mut stated = snapshot.runtime.clone();
         if !wants_awake {
             stated.state = RuntimeState::Sleeping;
+        }
+        // Everything of it is gone, but the disk does not take the last word: a hint says what to do about that.
+        if let (RuntimeState::Sleeping, Some(reason), Some(hint)) = (state, &stated.reason, &stated.hint) {
+            let trouble = Trouble::new(reason.clone(), hint.clone());
+            return LayerReport { stated, phase: Phase::Failed { trouble } };
         }
         return LayerReport { stated, phase };
     }

@@ -6,7 +6,7 @@
 use super::{Context, Driver, Watch, find_program};
 use crate::system::{
     accounts::{self, Account},
-    files,
+    disk, files,
     installation::Installation,
     sandbox::DATA,
 };
@@ -79,6 +79,21 @@ pub async fn ensure_template(installation: &Installation, templates: &Path) -> R
     if template.is_dir() {
         return Ok(());
     }
+    let made = make_template(installation, templates, &template, &password_file).await;
+    if made.is_err() {
+        // The half of it takes no space from what runs.
+        let _ = fs::remove_dir_all(templates.join("making"));
+        let _ = fs::remove_file(templates.join("making.password"));
+    }
+    made
+}
+
+async fn make_template(
+    installation: &Installation,
+    templates: &Path,
+    template: &Path,
+    password_file: &Path,
+) -> Result<(), Trouble> {
     let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
     files::ensure_dir(templates, 0o711).map_err(system)?;
     let account = accounts::ensure_database_account(installation).map_err(system)?;
@@ -111,9 +126,9 @@ pub async fn ensure_template(installation: &Installation, templates: &Path) -> R
         run_as(&account, &half, "postgres", &single, &format!("{statement}\n\n")).await?;
     }
     let _ = fs::remove_file(&given);
-    let placed = files::write_durably(&password_file, password.expose().as_bytes(), 0o600).map_err(system);
+    let placed = files::write_durably(password_file, password.expose().as_bytes(), 0o600).map_err(system);
     placed?;
-    fs::rename(&cluster, &template).map_err(|e| trouble("keep the database template", e, "look at the disk"))?;
+    fs::rename(&cluster, template).map_err(|e| trouble("keep the database template", e, "look at the disk"))?;
     let _ = fs::remove_dir_all(&half);
     Ok(())
 }
@@ -142,8 +157,10 @@ async fn run_as(
         return Ok(());
     }
     let said = String::from_utf8_lossy(&ended.stderr);
-    let said = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
-    Err(Trouble::new(format!("{name} failed: {said}"), hint))
+    let mut lines = said.lines().rev().filter(|line| !line.trim().is_empty());
+    let last = lines.clone().next().unwrap_or("no message");
+    let said = lines.find(|line| disk::says_full(line)).unwrap_or(last);
+    Err(Trouble::new(format!("{name} failed: {said}"), disk::hint_or(said, dir, hint)))
 }
 
 /// Copies a tree of plain files and directories, giving it to `owner`.
@@ -222,7 +239,12 @@ impl Driver for Postgres {
             let hint = "look at the free space of the file system (`df`), then wake again; nothing was lost";
             match copied {
                 Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) => Err(trouble("make the database's files", error, hint)),
+                Ok(Err(error)) => {
+                    // The half of it takes no space from what runs.
+                    let _ = fs::remove_dir_all(data_dir(context).with_extension("making"));
+                    let hint = disk::hint_or(&error.to_string(), &context.sandbox.dir, hint);
+                    Err(trouble("make the database's files", error, &hint))
+                }
                 Err(_) => Err(trouble("make the database's files", "cut short", hint)),
             }
         })

@@ -8,8 +8,8 @@ use envforge_api::{
 use std::{
     collections::{BTreeMap, VecDeque},
     fs,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
+    io::{self, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -32,14 +32,24 @@ pub struct Logs(Arc<Mutex<Inner>>);
 struct Inner {
     dir: PathBuf,
     redactor: Redactor,
-    open: BTreeMap<String, Source>,
+    sources: BTreeMap<String, Source>,
+}
+
+#[derive(Debug, Default)]
+struct Source {
+    /// Absent while it cannot be opened.
+    file: Option<Current>,
+    last: VecDeque<String>,
+    /// Lines that the disk did not take since it last took one.
+    lost: u64,
 }
 
 #[derive(Debug)]
-struct Source {
+struct Current {
     file: fs::File,
     size: u64,
-    last: VecDeque<String>,
+    /// The last write ended in the middle of a line.
+    torn: bool,
 }
 
 /// Path of a source's current file.
@@ -52,7 +62,7 @@ impl Logs {
     /// Logs below `dir`.
     #[must_use]
     pub fn new(dir: PathBuf, redactor: Redactor) -> Self {
-        Self(Arc::new(Mutex::new(Inner { dir, redactor, open: BTreeMap::new() })))
+        Self(Arc::new(Mutex::new(Inner { dir, redactor, sources: BTreeMap::new() })))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -86,7 +96,7 @@ impl Logs {
     /// The last lines of a source since the supervisor started, redacted.
     #[must_use]
     pub fn last(&self, source: &str) -> Vec<String> {
-        self.inner().open.get(source).map(|s| s.last.iter().cloned().collect()).unwrap_or_default()
+        self.inner().sources.get(source).map(|s| s.last.iter().cloned().collect()).unwrap_or_default()
     }
 
     /// Copies a stream of output into a source, line by line, until it ends.
@@ -149,24 +159,25 @@ pub fn level_of(text: &str) -> LogLevel {
 
 impl Inner {
     fn append(&mut self, line: LogLine) {
-        let Ok(mut bytes) = serde_json::to_vec(&line) else { return };
-        bytes.push(b'\n');
-        if !self.open.contains_key(&line.source) {
-            let Some(source) = open(&path_of(&self.dir, &line.source)) else { return };
-            self.open.insert(line.source.clone(), source);
+        let path = path_of(&self.dir, &line.source);
+        let source = self.sources.entry(line.source.clone()).or_default();
+        if source.file.as_ref().is_some_and(|current| current.size > ROTATE_AT) {
+            rotate(&path);
+            source.file = None;
         }
-        let Some(source) = self.open.get_mut(&line.source) else { return };
-        if source.size > ROTATE_AT {
-            rotate(&path_of(&self.dir, &line.source));
-            let last = std::mem::take(&mut source.last);
-            match open(&path_of(&self.dir, &line.source)) {
-                Some(fresh) => *source = Source { last, ..fresh },
-                None => source.last = last,
-            }
+        if source.file.is_none() {
+            source.file = open(&path);
         }
-        if source.file.write_all(&bytes).is_ok() {
-            source.size += bytes.len() as u64;
-        }
+        let lost = source.lost;
+        let written = source.file.as_mut().is_some_and(|current| {
+            let gap = LogLine {
+                message: format!("{lost} lines before this one are not kept: the disk was full"),
+                level: LogLevel::Warn,
+                ..line.clone()
+            };
+            (lost == 0 || current.write(&gap)) && current.write(&line)
+        });
+        source.lost = if written { 0 } else { lost + 1 };
         if source.last.len() == REMEMBERED {
             source.last.pop_front();
         }
@@ -174,10 +185,37 @@ impl Inner {
     }
 }
 
-fn open(path: &Path) -> Option<Source> {
-    let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).ok()?;
+impl Current {
+    /// Whether the whole line is in the file. One that was cut short by a full disk is ended before the next.
+    fn write(&mut self, line: &LogLine) -> bool {
+        let Ok(json) = serde_json::to_vec(line) else { return false };
+        let start: &[u8] = if self.torn { b"\n" } else { b"" };
+        let bytes = [start, &json, b"\n"].concat();
+        let mut left = bytes.as_slice();
+        while !left.is_empty() {
+            match self.file.write(left) {
+                Ok(0) => break,
+                Ok(n) => left = &left[n..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        let done = bytes.len() - left.len();
+        self.size += done as u64;
+        if done > 0 {
+            self.torn = !left.is_empty() && bytes[done - 1] != b'\n';
+        }
+        left.is_empty()
+    }
+}
+
+fn open(path: &Path) -> Option<Current> {
+    let file = fs::OpenOptions::new().create(true).append(true).read(true).mode(0o600).open(path).ok()?;
     let size = file.metadata().map_or(0, |m| m.len());
-    Some(Source { file, size, last: VecDeque::new() })
+    let mut last = [b'\n'];
+    // What cannot be read is taken for whole.
+    let torn = size > 0 && file.read_exact_at(&mut last, size - 1).is_ok() && last != *b"\n";
+    Some(Current { file, size, torn })
 }
 
 fn rotate(path: &Path) {
@@ -198,6 +236,27 @@ mod tests {
         assert_eq!(level_of("2026-01-01 ERROR: no"), LogLevel::Error);
         assert_eq!(level_of("mirror terraform"), LogLevel::Info);
         assert_eq!(level_of("(node:1) Warning: x"), LogLevel::Warn);
+    }
+
+    #[test]
+    fn what_a_full_disk_cut_short_costs_no_line_that_comes_after_and_the_gap_is_told() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let logs = Logs::new(dir.path().to_owned(), Redactor::default());
+        let path = path_of(dir.path(), "web");
+        fs::write(&path, "{\"half").expect("write");
+        logs.write("web", LogLevel::Info, "one");
+        // A file that takes nothing, as a full disk does.
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("open");
+        logs.inner().sources.get_mut("web").expect("source").file.as_mut().expect("file").file = full;
+        logs.write("web", LogLevel::Info, "two");
+        logs.write("web", LogLevel::Info, "three");
+        logs.inner().sources.get_mut("web").expect("source").file = None;
+        logs.write("web", LogLevel::Info, "four");
+        let text = fs::read_to_string(&path).expect("read");
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<LogLine>(line).ok());
+        let said: Vec<_> = lines.map(|line| line.message).collect();
+        assert_eq!(said, ["one", "2 lines before this one are not kept: the disk was full", "four"]);
+        assert_eq!(logs.last("web"), ["one", "two", "three", "four"]);
     }
 
     #[tokio::test]

@@ -1,4 +1,6 @@
 //! Readings: what was observed of the runtime, appended and synced, so that every billed second can be proved.
+//!
+//! A reading that the disk refuses is kept in memory, in order, and written when there is space again.
 
 use crate::system::{boot, cgroup::Group};
 use envforge_api::{
@@ -8,6 +10,7 @@ use envforge_api::{
     usage::Reading,
 };
 use std::{
+    collections::VecDeque,
     fs,
     io::{self, Write},
     os::unix::fs::{FileExt, OpenOptionsExt},
@@ -64,11 +67,16 @@ fn append(path: &Path, reading: &Reading) -> io::Result<()> {
     file.sync_data()
 }
 
+/// Readings that are kept in memory at most: more than a day of them.
+const MOST_PENDING: usize = 30_000;
+
 /// The meter of one runtime instance.
 #[derive(Debug)]
 pub struct Meter {
     path: PathBuf,
     next: u64,
+    /// Taken and not on disk, oldest first.
+    pending: VecDeque<Reading>,
     template: Reading,
     group: Group,
     /// Why the instance ended, once it did.
@@ -103,7 +111,8 @@ impl Meter {
             ended: None,
         };
         let closed = before.last().and_then(|last| last.ended.clone());
-        Ok(Self { path, next: before.len() as u64, template, group: group.clone(), closed })
+        let next = before.last().map_or(0, |last| last.n + 1);
+        Ok(Self { path, next, pending: VecDeque::new(), template, group: group.clone(), closed })
     }
 
     /// Why the instance ended, if its last reading was taken.
@@ -115,16 +124,16 @@ impl Meter {
     /// Takes a reading now.
     ///
     /// # Errors
-    /// When the disk refuses; the time until the next reading is then not billed.
+    /// When the disk refuses; the reading is kept in memory then.
     pub fn checkpoint(&mut self) -> io::Result<()> {
         let oldest = self.group.pids().into_iter().filter_map(boot::process_started).min();
         self.take(oldest, None)
     }
 
-    /// Takes the last reading: every process is gone.
+    /// Takes the last reading: every process is gone. Called again, it only writes what is not on disk yet.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk refuses; the reading is kept in memory then.
     pub fn end(&mut self, reason: &str) -> io::Result<()> {
         self.take(None, Some(reason.to_owned()))
     }
@@ -134,14 +143,21 @@ impl Meter {
         oldest_process: Option<envforge_api::time::BootMillis>,
         ended: Option<String>,
     ) -> io::Result<()> {
-        if self.closed.is_some() {
-            return Ok(());
+        if self.closed.is_none() {
+            self.closed.clone_from(&ended);
+            if self.pending.len() == MOST_PENDING {
+                // The newest says all that the one before it says, but for the seconds between the two.
+                self.pending.pop_back();
+                self.next -= 1;
+            }
+            let reading = Reading { n: self.next, at: boot::now(), oldest_process, ended, ..self.template.clone() };
+            self.pending.push_back(reading);
+            self.next += 1;
         }
-        let closes = ended.clone();
-        let reading = Reading { n: self.next, at: boot::now(), oldest_process, ended, ..self.template.clone() };
-        append(&self.path, &reading)?;
-        self.next += 1;
-        self.closed = closes;
+        while let Some(reading) = self.pending.front() {
+            append(&self.path, reading)?;
+            self.pending.pop_front();
+        }
         Ok(())
     }
 }
@@ -169,6 +185,24 @@ mod tests {
         meter.checkpoint().expect("nothing more");
         end_after_reboot(&path, "reboot").expect("nothing more");
         let all = read(&path).expect("read");
+        assert_eq!(all.iter().map(|r| r.n).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(all[2].ended.as_deref(), Some("asked"));
+    }
+
+    #[test]
+    fn readings_that_the_disk_refuses_are_kept_in_order_and_written_when_it_takes_them() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (instance, workspace) = (RuntimeInstanceId::generate(), WorkspaceId::generate());
+        let (boot, group) = (BootId("b".into()), Group::default());
+        let mut meter =
+            Meter::open(dir.path(), &instance, &boot, &workspace, RuntimeSize::Small, "up", &group).expect("meter");
+        // Its directory is not there, as if there were no space for it.
+        meter.checkpoint().expect_err("refused");
+        meter.checkpoint().expect_err("refused");
+        meter.end("asked").expect_err("refused");
+        fs::create_dir(dir.path().join("meter")).expect("mkdir");
+        meter.end("again").expect("written");
+        let all = read(&path_of(dir.path(), &instance)).expect("read");
         assert_eq!(all.iter().map(|r| r.n).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(all[2].ended.as_deref(), Some("asked"));
     }

@@ -1,7 +1,7 @@
 //! The runtime supervisor: one small process per awake runtime that outlives the daemon.
 //!
 //! One thread, one loop: tasks of this thread wait for what happens (a process ended, a check passed, a server
-//! answers, the daemon asks, time went by) and send an [`Event`]; the loop is the only one that changes the
+//! answers, the daemon asks, time went by) and send an [`Event`](events::Event); the loop is the only one that changes the
 //! [`Runtime`], and after every event it starts what can be started now. Files and sockets are in [`protocol`].
 
 mod events;
@@ -22,12 +22,11 @@ mod sleep;
 
 use crate::system::{SystemError, files};
 use envforge_api::stream::LogLevel;
-use events::Event;
 use protocol::RuntimeSpec;
-use runtime::Runtime;
+use runtime::{Goes, Runtime};
 use std::{
     fs,
-    io::{self, Read},
+    io::{self, Read, Write},
     path::Path,
     process::ExitCode,
 };
@@ -92,16 +91,14 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
             () = &mut lost => return Err(lost_namespaces()),
         };
         let Some(event) = event else { return Ok(()) };
-        if let Event::Gone { reason } = event {
-            return runtime.finish(&reason);
+        if runtime.handle(event)? == Goes::ToItsEnd {
+            return Ok(());
         }
-        runtime.handle(event);
         // What happened at the same moment is judged together, so that it is published once.
         while let Ok(event) = happened.try_recv() {
-            if let Event::Gone { reason } = event {
-                return runtime.finish(&reason);
+            if runtime.handle(event)? == Goes::ToItsEnd {
+                return Ok(());
             }
-            runtime.handle(event);
         }
     }
 }
@@ -132,8 +129,17 @@ async fn lock(spec: &RuntimeSpec) -> Result<fs::File, SystemError> {
             Err(_) => tokio::time::sleep(LOCK_PAUSE).await,
         }
     }
-    files::write_whole(&path.with_extension("pid"), std::process::id().to_string().as_bytes(), 0o600)?;
+    note_pid(&path.with_extension("pid"))?;
     Ok(file)
+}
+
+/// Where a full disk has no room for a new file, the one of an earlier supervisor is written over: every number is of
+/// the same length.
+fn note_pid(path: &Path) -> Result<(), SystemError> {
+    let pid = format!("{:>10}\n", std::process::id());
+    let noted = files::write_whole(path, pid.as_bytes(), 0o600);
+    let over = || fs::OpenOptions::new().write(true).open(path)?.write_all(pid.as_bytes());
+    if noted.is_err() && over().is_ok() { Ok(()) } else { noted }
 }
 
 impl Runtime {

@@ -10,9 +10,9 @@ use super::{
 use crate::{
     resources::{Context, Driver, driver},
     system::{
-        boot,
+        SystemError, boot,
         cgroup::Group,
-        doors,
+        disk, doors,
         enter::{As, Entry, base_environment},
         sandbox::DATA,
         spawn::Stream,
@@ -219,8 +219,14 @@ impl Runtime {
             self.note(LogLevel::Warn, &format!("{name} ended unexpectedly; it is started again {when}"));
             return;
         }
-        let hint = format!("`envforge logs {} {name}` has what it said", self.shared.sandbox.hostname);
-        let trouble = Trouble::new(format!("{name} ended before it answered"), hint);
+        let sandbox = &self.shared.sandbox;
+        let trouble = if disk::has_no_space(&sandbox.dir) {
+            let reason = format!("{name} ended before it answered, and there is no space left on the disk");
+            Trouble::new(reason, disk::hint(&sandbox.dir))
+        } else {
+            let hint = format!("`envforge logs {} {name}` has what it said", sandbox.hostname);
+            Trouble::new(format!("{name} ended before it answered"), hint)
+        };
         self.server_failed(name, run, trouble);
     }
 
@@ -278,8 +284,10 @@ async fn run_server(name: &'static str, run: u64, context: &Context, shared: &Rc
             let environment = base_environment(&shared.sandbox.accounts.resource);
             // Output goes to a file, not to a pipe: the server outlives this supervisor.
             let out = raw_output(shared, name).and_then(|out| Ok((out.try_clone()?, out)));
-            let (out, again) =
-                out.map_err(|e| Trouble::new(format!("cannot write its log: {e}"), "look at the disk"))?;
+            let (out, again) = out.map_err(|e| {
+                let error = SystemError::new("write its log", e).on_disk(&shared.sandbox.dir);
+                Trouble::new(error.to_string(), error.hint)
+            })?;
             let streams = [Stream::Null, Stream::Given(out.into()), Stream::Given(again.into())];
             let started = entry.start(&argv, &environment, streams, false);
             let started = started

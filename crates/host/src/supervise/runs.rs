@@ -9,6 +9,7 @@ use super::{
     setup::record_done,
 };
 use crate::system::{
+    SystemError,
     cgroup::Group,
     enter::{As, Entry},
 };
@@ -102,7 +103,8 @@ impl Runtime {
             let id = order.id.clone();
             let (exit_code, reason) = match run_parts(&shared, &order, &group).await {
                 Ok(code) => (Some(code), (code != 0).then(|| format!("ended with status {code}"))),
-                Err(trouble) => (None, Some(trouble.reason)),
+                Err(Trouble { reason, hint }) if hint.is_empty() => (None, Some(reason)),
+                Err(Trouble { reason, hint }) => (None, Some(format!("{reason} ({hint})"))),
             };
             let _ = group.remove();
             shared.tell(Event::RunEnded { id, exit_code, reason });
@@ -160,7 +162,8 @@ impl Output {
 async fn run_parts(shared: &Rc<Shared>, order: &RunOrder, group: &Group) -> Result<i32, Trouble> {
     let path = output_path(&shared.sandbox.dir, &order.id);
     let output = Output::create(&path).map_err(|e| {
-        Trouble::new(format!("cannot keep the run's output: {e}"), "look at the free space of the disk")
+        let error = SystemError::new("keep the run's output", e).on_disk(&path);
+        Trouble::new(error.to_string(), error.hint)
     })?;
     let several = order.parts.len() > 1;
     let mut code = 0;

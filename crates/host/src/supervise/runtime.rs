@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     resources::Watch,
-    system::{SystemError, boot, cgroup::Limits, files, sandbox::Sandbox},
+    system::{SystemError, boot, cgroup::Limits, disk, files, sandbox::Sandbox},
 };
 use envforge_api::{
     generation::Generation,
@@ -65,6 +65,17 @@ pub(super) enum Phase {
     Sleeping(String),
 }
 
+/// How it goes on after an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goes {
+    On,
+    /// Everything is written: the supervisor ends.
+    ToItsEnd,
+}
+
+/// First and longest pause before the last word is written again that a full disk refused.
+const WRITE_AGAIN: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+
 /// One runtime.
 #[derive(Debug)]
 pub(super) struct Runtime {
@@ -90,6 +101,8 @@ pub(super) struct Runtime {
     judge: Option<idle::Memory>,
     activity: Activity,
     published: watch::Sender<Arc<Snapshot>>,
+    /// Asleep but for the last word, which the disk refuses: why, and the pause before the next try.
+    unwritten: Option<(Trouble, Duration)>,
 }
 
 /// Longest pause between two looks at the idle judge; below the five seconds between two readings.
@@ -137,6 +150,7 @@ impl Runtime {
             judge: None,
             activity: Activity { last_wake: Some(wake), ..Activity::default() },
             published: watch::Sender::new(Arc::new(Snapshot::empty(&spec, now))),
+            unwritten: None,
             services,
             setups,
             shared,
@@ -205,7 +219,11 @@ impl Runtime {
         });
     }
 
-    pub(super) fn handle(&mut self, event: Event) {
+    /// What follows from an event.
+    ///
+    /// # Errors
+    /// When the end of the runtime cannot be written, and not for want of space.
+    pub(super) fn handle(&mut self, event: Event) -> Result<Goes, SystemError> {
         match event {
             Event::ServiceEnded { name, run, status } => self.service_ended(&name, run, status),
             Event::Checked { name, run, outcome } => self.checked(&name, run, outcome),
@@ -223,9 +241,27 @@ impl Runtime {
                 // A daemon that went away asks again after its return.
                 let _ = answer.send(self.asked(ask));
             }
-            // The loop ends before this is asked.
-            Event::Gone { .. } => {}
+            Event::Gone { reason } => return self.end(&reason),
         }
+        Ok(Goes::On)
+    }
+
+    /// Comes to the end. What a full disk refuses is kept and tried again: without it nobody would know how this ended.
+    fn end(&mut self, reason: &str) -> Result<Goes, SystemError> {
+        let error = match self.finish(reason) {
+            Ok(()) => return Ok(Goes::ToItsEnd),
+            Err(error) if disk::is_full(&error.source) => error,
+            Err(error) => return Err(error),
+        };
+        let [first, longest] = WRITE_AGAIN;
+        let pause = self.unwritten.as_ref().map_or(first, |(_, pause)| (*pause * 2).min(longest));
+        self.unwritten = Some((Trouble::new(error.to_string(), error.hint), pause));
+        let (shared, reason) = (Rc::clone(&self.shared), reason.to_owned());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(pause).await;
+            shared.tell(Event::Gone { reason });
+        });
+        Ok(Goes::On)
     }
 
     fn asked(&mut self, ask: Ask) -> Answer {
@@ -270,7 +306,8 @@ impl Runtime {
 
     fn checkpoint(&mut self) {
         if let Err(error) = self.meter.checkpoint() {
-            self.note(LogLevel::Error, &format!("a reading could not be written ({}): it is not billed", error.kind()));
+            let text = format!("a reading could not be written ({}): it is kept until it can", error.kind());
+            self.note(LogLevel::Error, &text);
         }
     }
 
@@ -344,16 +381,20 @@ impl Runtime {
 
     /// The last reading, the word for a daemon that was away, and the end.
     pub(super) fn finish(&mut self, reason: &str) -> Result<(), SystemError> {
-        if self.metering {
-            self.meter.end(reason).map_err(|e| SystemError::new("write the last reading", e))?;
-        }
-        self.note(LogLevel::Info, &format!("asleep ({reason})"));
-        let sleep = Moment { at: Timestamp::now(), reason: reason.to_owned() };
+        let sleep = match &self.activity.last_sleep {
+            Some(sleep) => sleep.clone(),
+            None => Moment { at: Timestamp::now(), reason: reason.to_owned() },
+        };
         self.activity = Activity {
             last_wake: self.activity.last_wake.clone(),
             last_sleep: Some(sleep.clone()),
             ..Activity::default()
         };
+        if self.metering {
+            let dir = &self.shared.sandbox.dir;
+            self.meter.end(reason).map_err(|e| SystemError::new("write the last reading", e).on_disk(dir))?;
+        }
+        self.note(LogLevel::Info, &format!("asleep ({reason})"));
         self.mark_stopped();
         self.servers_stopped();
         let mut snapshot = self.snapshot();
@@ -380,10 +421,13 @@ impl Runtime {
             Phase::Sleeping(_) => RuntimeState::Sleeping,
         };
         let reason = match &self.phase {
-            Phase::Sleeping(reason) => Some(reason.clone()),
+            Phase::Sleeping(reason) => Some(self.unwritten.as_ref().map_or(reason, |(t, _)| &t.reason).clone()),
             Phase::Waking | Phase::Awake => self.remark.as_ref().map(|r| r.reason.clone()),
         };
-        let hint = self.remark.as_ref().map(|r| r.hint.clone()).filter(|_| !matches!(self.phase, Phase::Sleeping(_)));
+        let hint = match &self.phase {
+            Phase::Sleeping(_) => self.unwritten.as_ref().map(|(t, _)| t.hint.clone()),
+            Phase::Waking | Phase::Awake => self.remark.as_ref().map(|r| r.hint.clone()),
+        };
         Snapshot {
             instance: self.spec.instance.clone(),
             generation: self.generation,

@@ -165,9 +165,10 @@ async fn run_steps(shared: &Rc<Shared>, service: &str, steps: &[SetupStep], of: 
                 return Err(Trouble::new(reason, hint(&step.name)));
             }
         }
-        record_done(&shared.sandbox.dir, Layer::Runtime, &step.name, &step.digest)
-            .map_err(|e| Trouble::new(e.to_string(), e.hint))?;
-        shared.tell(Event::Step { service: service.to_owned(), step: step.name.clone(), ended: Some(0) });
+        let kept = record_done(&shared.sandbox.dir, Layer::Runtime, &step.name, &step.digest);
+        let ended = Some(if kept.is_ok() { 0 } else { 125 });
+        shared.tell(Event::Step { service: service.to_owned(), step: step.name.clone(), ended });
+        kept.map_err(|e| Trouble::new(e.to_string(), e.hint))?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use std::{
 /// # Errors
 /// When it cannot be made.
 pub fn ensure_dir(path: &Path, mode: u32) -> Result<()> {
-    let doing = |e| SystemError::new(format!("make the directory {}", path.display()), e);
+    let doing = |e| SystemError::new(format!("make the directory {}", path.display()), e).on_disk(path);
     if let Some(parent) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(doing)?;
     }
@@ -64,10 +64,7 @@ pub fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         }
         Ok(())
     };
-    write().map_err(|e| {
-        SystemError::new(format!("write {}", path.display()), e)
-            .with_hint("look at the free space of the file system (`df`); nothing was changed")
-    })
+    write().map_err(|e| not_written(path, &beside, e))
 }
 
 /// Writes a file as a whole without waiting for the disk: for what can be made again.
@@ -87,7 +84,15 @@ pub fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         file.write_all(bytes)?;
         fs::rename(&beside, path)
     };
-    write().map_err(|e| SystemError::new(format!("write {}", path.display()), e))
+    write().map_err(|e| not_written(path, &beside, e))
+}
+
+/// What is said of a file that stayed as it was. The half of a new one takes no space from those that come after.
+fn not_written(path: &Path, beside: &Path, error: io::Error) -> SystemError {
+    let _ = fs::remove_file(beside);
+    SystemError::new(format!("write {}", path.display()), error)
+        .with_hint("is the file system read-only, or the path closed? Nothing was changed")
+        .on_disk(path)
 }
 
 /// Whether a file is a regular one that is as wanted and holds exactly these octets: replacing it would cost the disk
@@ -125,7 +130,7 @@ impl Beneath {
 
     fn failed(&self, doing: &str, path: &Path, error: rustix::io::Errno) -> SystemError {
         let shown = self.path.file_name().map(PathBuf::from).unwrap_or_default().join(path);
-        let system = SystemError::new(format!("{doing} {}", shown.display()), error.into());
+        let system = SystemError::new(format!("{doing} {}", shown.display()), error.into()).on_disk(&self.path);
         if error == rustix::io::Errno::LOOP {
             return system
                 .with_hint("a symbolic link is in the path, and EnvForge follows none in a workspace: remove it");
@@ -213,8 +218,7 @@ impl Beneath {
         let written = fs::File::from(fd).write_all(bytes);
         if let Err(error) = written {
             let _ = rustix::fs::unlinkat(&parent, &*beside, rustix::fs::AtFlags::empty());
-            return Err(SystemError::new(format!("write {}", path.display()), error)
-                .with_hint("look at the free space of the file system (`df`)"));
+            return Err(SystemError::new(format!("write {}", path.display()), error).on_disk(&self.path));
         }
         rustix::fs::renameat(&parent, &*beside, &parent, &name).map_err(|e| self.failed("write", path, e))
     }

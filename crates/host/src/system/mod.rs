@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod boot;
 pub mod cgroup;
+pub mod disk;
 mod door;
 pub mod doors;
 pub mod enter;
@@ -39,6 +40,15 @@ impl SystemError {
     /// An error with what was being done.
     pub fn new(doing: impl Into<String>, source: io::Error) -> Self {
         Self { doing: doing.into(), hint: String::new(), source }
+    }
+
+    /// The same, with what to do about the disk that holds `path` if that is full.
+    #[must_use]
+    pub fn on_disk(mut self, path: &std::path::Path) -> Self {
+        if disk::is_full(&self.source) {
+            self.hint = disk::hint(path);
+        }
+        self
     }
 
     /// The same with a hint.

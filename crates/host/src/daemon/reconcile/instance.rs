@@ -11,7 +11,7 @@ use crate::{
         meter,
         protocol::{Ended, RuntimeSpec, Snapshot},
     },
-    system::{boot, sandbox, sandbox::Sandbox},
+    system::{boot, disk, sandbox, sandbox::Sandbox},
 };
 use envforge_api::{host::WorkspaceIntent, states::Trouble, time::Timestamp};
 use std::{fs, sync::Arc, time::Duration};
@@ -162,6 +162,8 @@ async fn launch(
     prepared: supervisor::Prepared,
 ) -> Result<(), Trouble> {
     let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
+    let log = made.dir.join("logs").join("supervisor.err");
+    let before = fs::metadata(&log).map_or(0, |about| about.len());
     let mut child = prepared.begin().await.map_err(system)?;
     let mut pause = Duration::from_millis(1);
     let deadline = tokio::time::Instant::now() + SUPERVISOR_START;
@@ -190,11 +192,14 @@ async fn launch(
             Ok(())
         }
         None => {
-            let said = fs::read_to_string(made.dir.join("logs").join("supervisor.err")).unwrap_or_default();
-            let last = said.lines().last().unwrap_or("it ended without a word").trim_start_matches("envforge: ");
+            let said = fs::read(&log).unwrap_or_default();
+            let said = String::from_utf8_lossy(said.get(usize::try_from(before).unwrap_or(0)..).unwrap_or_default());
+            let last = said.lines().last().map(|line| line.trim_start_matches("envforge: "));
+            let full = last.map_or_else(|| disk::has_no_space(&made.dir), disk::says_full);
+            let hint = "wake again; `envforge doctor` says what the machine lacks";
             Err(Trouble::new(
-                format!("the runtime's supervisor does not run: {last}"),
-                "wake again; `envforge doctor` says what the machine lacks",
+                format!("the runtime's supervisor does not run: {}", last.unwrap_or("it ended without a word")),
+                if full { disk::hint(&made.dir) } else { hint.into() },
             ))
         }
     }

@@ -25,8 +25,9 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-/// A failed preparation is tried again after this, without anyone asking.
-const PREPARE_AGAIN: Duration = Duration::from_secs(60);
+/// A failed preparation is tried again after this, doubling, without anyone asking.
+const PREPARE_AGAIN: Duration = Duration::from_secs(4);
+const PREPARE_AT_LAST: Duration = Duration::from_secs(60);
 /// A supervisor that could not be replaced is tried again after this.
 const REPLACE_AGAIN: Duration = Duration::from_millis(500);
 /// How often envforge.yml files of an awake runtime are compared with what runs.
@@ -70,6 +71,7 @@ fn show_shell(hub: &Hub, workspace: &Workspace, state: ShellState, trouble: Opti
 async fn keep_shell(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &CancellationToken, setup: &Arc<Mutex<()>>) {
     let mut intents = workspace.intent.subscribe();
     let mut served = false;
+    let mut pause = PREPARE_AGAIN;
     loop {
         let intent = intents.borrow_and_update().clone();
         if intent.shell == DesiredShell::Absent {
@@ -100,19 +102,24 @@ async fn keep_shell(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &Cancellat
                     tracing::warn!(workspace = %workspace.id, reason = %trouble.reason, "a shell could not be prepared");
                     workspace.shell_failed.send_replace(intent.generation);
                     show_shell(hub, workspace, ShellState::Failed, Some(trouble));
-                    again = Some(PREPARE_AGAIN);
+                    again = Some(pause);
                 }
             }
         }
-        let pause = async {
+        let due = async {
             match again {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            changed = intents.changed() => if changed.is_err() { return },
-            () = pause => {}
+            changed = intents.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                pause = PREPARE_AGAIN;
+            }
+            () = due => pause = (pause * 2).min(PREPARE_AT_LAST),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     supervise::process,
     system::{
         accounts::Account,
+        disk,
         enter::{As, Entry, base_environment},
         files::{self, Beneath},
         installation::Isolation,
@@ -80,8 +81,9 @@ async fn judge(limit: Duration, output: impl Future<Output = io::Result<Output>>
         Ok(Ok(output)) if output.status.success() => Ok(output),
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            let line =
-                said.lines().find(|l| l.starts_with("fatal:") || l.starts_with("error:")).or(said.lines().last());
+            let says = |l: &&str| l.starts_with("fatal:") || l.starts_with("error:");
+            let full = said.lines().find(|l| disk::says_full(l));
+            let line = full.or_else(|| said.lines().find(says)).or_else(|| said.lines().last());
             Err(line.unwrap_or("git failed without a word").trim_start_matches("fatal: ").to_owned())
         }
         Ok(Err(error)) => Err(format!("git cannot be run: {error}")),
@@ -89,11 +91,10 @@ async fn judge(limit: Duration, output: impl Future<Output = io::Result<Output>>
     }
 }
 
-fn unreachable(name: &str, why: &str) -> Trouble {
-    Trouble::new(
-        format!("the repository of {name} cannot be read: {why}"),
-        "check its address in the project file (`envforge project show`) and that this host may read it, then try again",
-    )
+fn unreachable(hub: &Hub, name: &str, why: &str) -> Trouble {
+    let hint = "check its address in the project file (`envforge project show`) and that this host may read it, then try again";
+    let hint = disk::hint_or(why, &hub.installation.home, hint);
+    Trouble::new(format!("the repository of {name} cannot be read: {why}"), hint)
 }
 
 fn ensure_cache_dir(hub: &Hub) -> Result<(), Trouble> {
@@ -139,13 +140,17 @@ async fn fetch_cache(hub: &Hub, checkout: &Checkout) -> Result<(), Trouble> {
         let mut command = git(hub, account, &cache);
         command.args(["fetch", "-q", "--prune", "--", &checkout.repo]);
         command.args(["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]);
-        return run(command, NETWORK).await.map(drop).map_err(|why| unreachable(&checkout.directory, &why));
+        return run(command, NETWORK).await.map(drop).map_err(|why| unreachable(hub, &checkout.directory, &why));
     }
     let half = cache.with_extension("making");
     let _ = tokio::fs::remove_dir_all(&half).await;
     let mut command = git(hub, account, &cache_dir(hub));
     command.args(["clone", "-q", "--bare", "--template=", "--", &checkout.repo]).arg(&half);
-    run(command, NETWORK).await.map_err(|why| unreachable(&checkout.directory, &why))?;
+    if let Err(why) = run(command, NETWORK).await {
+        // The half of it takes no space from what runs.
+        let _ = tokio::fs::remove_dir_all(&half).await;
+        return Err(unreachable(hub, &checkout.directory, &why));
+    }
     tokio::fs::rename(&half, &cache)
         .await
         .map_err(|e| Trouble::new(format!("cannot keep the clone of {}: {e}", checkout.directory), "look at the disk"))
@@ -233,9 +238,9 @@ async fn clone(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox, checkout:
         let hint = if why.starts_with("something else") {
             "move it away, then `envforge up` again"
         } else {
-            "is the disk full? does the repository have a commit? Mend it, then `envforge up` again"
+            "does the repository have a commit? Mend it, then `envforge up` again"
         };
-        Trouble::new(reason, hint)
+        Trouble::new(reason, disk::hint_or(&why, &sandbox.dir, hint))
     })
 }
 
@@ -244,7 +249,7 @@ async fn bundle(hub: &Hub, sandbox: &Sandbox, checkout: &Checkout, cache: &Path)
     let path = sandbox.dir.join("state").join(format!("{}.bundle", checkout.directory));
     let mut command = git(hub, &hub.cache_account, cache);
     command.args(["bundle", "create", "-q"]).arg(&path).args(["--all", "HEAD"]);
-    run(command, NETWORK).await.map_err(|why| unreachable(&checkout.directory, &why))?;
+    run(command, NETWORK).await.map_err(|why| unreachable(hub, &checkout.directory, &why))?;
     let file = std::fs::File::open(&path);
     let _ = std::fs::remove_file(&path);
     file.map_err(|e| Trouble::new(format!("cannot read the clone of {}: {e}", checkout.directory), "look at the disk"))
@@ -261,7 +266,7 @@ pub async fn find_branch(hub: &Hub, repos: &[String], branch: &Branch) -> Result
         command.args(["ls-remote", "-q", "--", repo]).arg(format!("refs/heads/{branch}"));
         let answer = run(command, QUESTION).await;
         let name = repo.rsplit(['/', ':']).next().unwrap_or(repo).trim_end_matches(".git");
-        answer.map(|output| !output.stdout.is_empty()).map_err(|why| unreachable(name, &why))
+        answer.map(|output| !output.stdout.is_empty()).map_err(|why| unreachable(hub, name, &why))
     });
     futures_util::future::join_all(asks).await.into_iter().collect()
 }

@@ -48,7 +48,13 @@ async fn read(api: &Api, workspace: &Workspace, command: &CommandId, out: &Out) 
     let (mut pause, mut quiet_since) = (PAUSES.0, Instant::now());
     loop {
         // Asked before the file is read: what was written before the end is then read for certain.
-        let finished = api.hub.ledger().host.finished.get(command).cloned();
+        let taken = api.hub.has_seen(command);
+        let (finished, leased) = {
+            let ledger = api.hub.ledger();
+            (ledger.host.finished.get(command).cloned(), ledger.host.running.contains_key(command))
+        };
+        // One that was taken, and of which nothing is left, has ended and is recorded.
+        let over = taken && !leased && finished.is_none();
         let mut grew = false;
         while let Some(frame) = frames.next().await.map_err(|e| unreadable(&e))? {
             grew = true;
@@ -60,6 +66,9 @@ async fn read(api: &Api, workspace: &Workspace, command: &CommandId, out: &Out) 
         }
         if let Some(report) = finished.filter(|report| report.state.is_final()) {
             return outcome(report);
+        }
+        if over {
+            return Err(Problem::not_found(format!("run {command}")).into());
         }
         if grew {
             (pause, quiet_since) = (PAUSES.0, Instant::now());

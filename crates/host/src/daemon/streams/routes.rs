@@ -21,7 +21,7 @@ use envforge_api::{
     capability::Right,
     ids::{CommandId, WorkspaceId},
     names::ServiceName,
-    problem::{ErrorBody, Problem},
+    problem::{ErrorBody, Problem, ProblemKind},
     stream::ServiceEnv,
 };
 use serde::Deserialize;
@@ -109,13 +109,21 @@ impl Api {
             match self.admit(token, &asked, *right) {
                 Ok(guard) => {
                     // The capability of a workspace that was made a moment ago may be here before its intent is.
-                    let workspace = self.hub.arrival(&asked, ARRIVAL).await.ok_or_else(unknown)?;
+                    let workspace = self.hub.arrival(&asked, ARRIVAL).await.ok_or_else(|| self.absent(&asked))?;
                     return Ok((workspace, guard));
                 }
                 Err(problem) => refused = problem,
             }
         }
         Err(if named.is_none() && refused.kind == unknown().kind { unknown() } else { refused })
+    }
+
+    /// A workspace that is not here, of which someone may know.
+    fn absent(&self, id: &WorkspaceId) -> Problem {
+        match self.hub.unkept(id) {
+            Some(unkept) => Problem::new(ProblemKind::Failed, unkept.trouble.reason, unkept.trouble.hint),
+            None => Problem::not_found(format!("workspace {id}")),
+        }
     }
 
     /// Asks for the permission, upgrades and runs a stream.
