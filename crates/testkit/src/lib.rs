@@ -1,5 +1,6 @@
 //! For tests only: whole installations in temporary homes, databases, control planes and simulated hosts.
 
+pub mod disk;
 pub mod fixture;
 pub mod local;
 pub mod machine;

@@ -1,5 +1,6 @@
 //! A whole installation in a temporary home, driven through the command line as a user would.
 
+use crate::disk::SmallDisk;
 use serde_json::Value;
 use std::{
     fs,
@@ -13,6 +14,8 @@ use std::{
 /// An installation that is stopped and removed when dropped.
 #[derive(Debug)]
 pub struct Local {
+    /// Unmounted before the directory that it lies in is removed.
+    disk: Option<SmallDisk>,
     dir: tempfile::TempDir,
     binary: PathBuf,
     boot_id: PathBuf,
@@ -47,11 +50,17 @@ impl Local {
     /// When it does not start.
     #[must_use]
     pub fn start_as(binary: &Path, user: Option<User>) -> Self {
+        let local = Self::unstarted(binary, user);
+        local.begin();
+        local
+    }
+
+    fn unstarted(binary: &Path, user: Option<User>) -> Self {
         let dir = tempfile::Builder::new().prefix("ef").tempdir().expect("temp dir");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         let boot_id = dir.path().join("boot_id");
         fs::write(&boot_id, "11111111-1111-4111-8111-111111111111\n").expect("write");
-        let local = Self { dir, binary: binary.to_owned(), boot_id, user };
+        let local = Self { disk: None, dir, binary: binary.to_owned(), boot_id, user };
         if let Some(user) = &local.user {
             let give = |dir: &Path| std::os::unix::fs::chown(dir, Some(user.uid), Some(user.gid)).expect("chown");
             give(local.dir.path());
@@ -61,9 +70,46 @@ impl Local {
                 give(&own);
             }
         }
-        let out = local.run(&["local", "start"]);
-        assert!(out.status.success(), "local start: {}", String::from_utf8_lossy(&out.stderr));
         local
+    }
+
+    /// The same with these directories of the home (all of it if none is named) on a file system of so many MiB, which
+    /// [`Self::disk`] fills. `None` where the caller may not mount one.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_on_small_disk(binary: &Path, mib: u32, parts: &[&str]) -> Option<Self> {
+        let mut local = Self::unstarted(binary, None);
+        let disk = SmallDisk::mount(&local.dir.path().join("disk"), mib)?;
+        let link = |name: &str, from: PathBuf| {
+            let to = disk.at().join(name);
+            fs::create_dir(&to).expect("make a directory");
+            std::os::unix::fs::symlink(to, from).expect("link");
+        };
+        if parts.is_empty() {
+            link("home", local.home());
+        } else {
+            fs::create_dir(local.home()).expect("make a directory");
+            parts.iter().for_each(|part| link(part, local.home().join(part)));
+        }
+        local.disk = Some(disk);
+        local.begin();
+        Some(local)
+    }
+
+    /// The small file system it was started on.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn disk(&self) -> &SmallDisk {
+        self.disk.as_ref().expect("started on a small disk")
+    }
+
+    fn begin(&self) {
+        let out = self.run(&["local", "start"]);
+        assert!(out.status.success(), "local start: {}", String::from_utf8_lossy(&out.stderr));
     }
 
     /// Directory for a test's own files; readable by every user.
@@ -264,6 +310,8 @@ impl Local {
 
 impl Drop for Local {
     fn drop(&mut self) {
+        // A test that failed may have left it full.
+        self.disk.iter().for_each(SmallDisk::free);
         let out = self.run(&["local", "reset", "--yes"]);
         if !out.status.success() && !std::thread::panicking() {
             panic!("local reset: {}", String::from_utf8_lossy(&out.stderr));

@@ -81,7 +81,8 @@ impl Local {
     /// Pids of the runtime supervisors of this installation.
     #[must_use]
     pub fn supervisors(&self) -> Vec<i32> {
-        let home = self.home().to_string_lossy().into_owned();
+        // As the host sees it: a home may be reached by a link.
+        let home = fs::canonicalize(self.home()).unwrap_or_else(|_| self.home()).to_string_lossy().into_owned();
         let ours = |pid: &i32| {
             let words = words_of(*pid);
             words.get(1).is_some_and(|w| w == "supervise") && words.get(2).is_some_and(|w| w.starts_with(&home))
