@@ -56,7 +56,8 @@ pub(super) async fn quiesce(paths: &Paths, programs: &Programs) -> Result<(), Pr
 /// # Errors
 /// When something could not be removed.
 pub(super) async fn wipe(paths: &Paths, programs: &Programs) -> Result<(), Problem> {
-    call(paths, programs, "wipe", Duration::from_secs(60)).await.map(drop)
+    // People may have left millions of files.
+    call(paths, programs, "wipe", Duration::from_secs(600)).await.map(drop)
 }
 
 async fn call(paths: &Paths, programs: &Programs, verb: &str, patience: Duration) -> Result<Vec<u8>, Problem> {

@@ -11,7 +11,7 @@ use envforge_api::{
     capability::VerifyKey,
     client::Endpoint,
     generation::Generation,
-    host::{Refusal, StepReport, WorkspaceIntent},
+    host::{DesiredShell, Refusal, StepReport, WorkspaceIntent},
     ids::{AttachId, CommandId, HostId, WorkspaceId},
     problem::Diagnostic,
     project::RuntimeSize,
@@ -113,11 +113,16 @@ impl Workspace {
     /// A workspace of which nothing is known but its intent.
     #[must_use]
     pub fn new(index: u32, intent: WorkspaceIntent) -> Self {
+        // One that is to be removed is not absent before it is: an earlier daemon may have left half of it.
+        let shell = match intent.shell {
+            DesiredShell::Ready => ShellState::Absent,
+            DesiredShell::Absent => ShellState::Preparing,
+        };
         Self {
             id: intent.workspace.clone(),
             index,
             intent: watch::Sender::new(intent),
-            shell: watch::Sender::new(Stated::plain(ShellState::Absent, Timestamp::now())),
+            shell: watch::Sender::new(Stated::plain(shell, Timestamp::now())),
             shell_failed: watch::Sender::new(Generation(0)),
             progress: watch::Sender::new(String::new()),
             sandbox: watch::Sender::new(None),

@@ -12,6 +12,7 @@ mod holder;
 mod inside;
 pub mod installation;
 pub mod pty;
+pub mod removal;
 pub mod sandbox;
 pub mod spawn;
 mod title;

@@ -16,6 +16,7 @@ use super::{
     cgroup::Cgroups,
     door, doors, enter, files, holder,
     installation::{Installation, Isolation},
+    removal,
 };
 use envforge_api::{ids::WorkspaceId, names::Slug};
 use helper::Helper;
@@ -185,14 +186,14 @@ pub async fn ensure(
     }
     let sandbox = Sandbox::of(installation, workspace, index, hostname);
     let accounts = accounts::ensure(installation, index)?;
-    files::ensure_dir(&sandbox.dir, 0o711)?;
+    files::ensure_dir(&sandbox.dir, 0o700)?;
     for own in ["logs", "meter", "runs", "state"] {
         files::ensure_dir(&sandbox.dir.join(own), 0o700)?;
     }
     files::ensure_dir_for(&sandbox.files(), 0o700, &accounts.user)?;
     files::ensure_dir_for(&sandbox.dir.join("tmp"), 0o1777, &accounts.user)?;
     files::ensure_dir_for(&sandbox.dir.join("data"), 0o700, &accounts.resource)?;
-    files::ensure_dir(&sandbox.run, 0o711)?;
+    files::ensure_dir(&sandbox.run, 0o700)?;
     // Its user passes through, but cannot put anything in the place of the socket.
     let passing = accounts::Account { uid: 0, ..accounts.user };
     files::ensure_dir_for(&sandbox.run.join("in"), 0o750, &passing)?;
@@ -326,15 +327,10 @@ pub async fn remove(installation: &Installation, sandbox: &Sandbox) -> Result<()
     unpin(sandbox);
     for dir in [&sandbox.run, &sandbox.dir] {
         let at = dir.clone();
-        let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(at)).await;
-        match removed {
-            Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SystemError::new(format!("remove {}", dir.display()), error));
-            }
-            Ok(_) => {}
-            Err(_) => return Err(SystemError::new("remove a directory", io::Error::other("cut short"))),
-        }
+        let cut = |_| SystemError::new("remove a directory", io::Error::other("cut short"));
+        tokio::task::spawn_blocking(move || removal::remove(&at)).await.map_err(cut)??;
     }
+    // Last: a removal that goes on after a restart still knows whose things are left.
     accounts::remove(installation, sandbox.index)
 }
 
@@ -364,5 +360,7 @@ pub async fn wipe(installation: &Installation) -> Result<()> {
             holder::end(&entry.path()).await?;
         }
     }
+    // What people made may be deeper than the one who removes the home can walk.
+    removal::remove(&installation.home.join("workspaces"))?;
     installation.release()
 }
