@@ -209,3 +209,21 @@ fn no_program_inside_gains_rights_and_nothing_is_inherited_from_the_daemon() {
     let (one, two) = (keys("one"), keys("two"));
     assert!(one.is_empty() || one != two, "{one} {two}");
 }
+
+#[test]
+fn nobody_else_on_the_machine_passes_through_to_what_is_a_workspaces_own() {
+    let (local, _fixture) = two_awake();
+    let dir = local.workspace_dir("one");
+    local.inside_ok("one", "touch /tmp/private && chmod 0666 /tmp/private && chmod 0777 /workspace");
+    let run = std::path::PathBuf::from(format!("/run/envforge/{}/w0", local.installation()));
+    // Someone of another installation, and someone of the machine: neither owns anything here.
+    for path in [dir.join("tmp/private"), dir.join("files"), dir.join("data"), dir.join("logs"), run.join("in")] {
+        assert!(path.exists(), "{} is where it is looked for", path.display());
+        let looked = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "stat"])
+            .arg(&path)
+            .output()
+            .expect("setpriv");
+        assert!(!looked.status.success(), "{} can be reached", path.display());
+    }
+}

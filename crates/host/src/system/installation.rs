@@ -80,7 +80,7 @@ impl Installation {
         let home = std::path::absolute(home).map_err(|e| SystemError::new("find the home directory", e))?;
         files::ensure_dir(&home, 0o755)?;
         let home = fs::canonicalize(&home).map_err(|e| SystemError::new("find the home directory", e))?;
-        files::ensure_dir(&home.join("workspaces"), 0o711)?;
+        files::ensure_dir(&home.join("workspaces"), 0o700)?;
         files::ensure_dir(&home.join("host"), 0o700)?;
         let root = rustix::process::geteuid().is_root();
         let id = ensure_id(&home)?;
