@@ -19,7 +19,7 @@ pub struct Fixture {
 }
 
 /// The web service: `/` tells branch, rows and pid; `/add?text=` adds a row; `/exit` ends the process with status 7.
-const WEB_JS: &str = r#"
+pub const WEB_JS: &str = r#"
 const http = require('node:http');
 const { execFileSync } = require('node:child_process');
 const sql = (q) => execFileSync('psql', [process.env.DATABASE_URL, '-XAtc', q], { encoding: 'utf8' }).trim();

@@ -77,8 +77,7 @@ struct Values {
 }
 
 fn values(sandbox: &Sandbox) -> Result<Values, SystemError> {
-    let path = sandbox.dir.join("state").join("resources.json");
-    let mut values: Values = fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
+    let mut values = read_values(&sandbox.dir);
     let missing: Vec<_> =
         [ResourceKind::Database].into_iter().filter(|kind| !values.passwords.contains_key(kind)).collect();
     if missing.is_empty() && !values.data.is_empty() {
@@ -91,8 +90,23 @@ fn values(sandbox: &Sandbox) -> Result<Values, SystemError> {
         values.data = Secret::random(10).expose().to_owned();
     }
     let bytes = serde_json::to_vec(&values).unwrap_or_default();
-    files::write_durably(&path, &bytes, 0o600)?;
+    files::write_durably(&values_path(&sandbox.dir), &bytes, 0o600)?;
     Ok(values)
+}
+
+/// What must not be shown of a workspace, as far as its host made it up already.
+#[must_use]
+pub(super) fn redactor(sandbox_dir: &Path) -> Redactor {
+    Redactor::new(read_values(sandbox_dir).passwords.values())
+}
+
+fn read_values(sandbox_dir: &Path) -> Values {
+    let bytes = fs::read(values_path(sandbox_dir)).ok();
+    bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+}
+
+fn values_path(sandbox_dir: &Path) -> PathBuf {
+    sandbox_dir.join("state").join("resources.json")
 }
 
 /// Reads the working tree and decides every value.

@@ -201,6 +201,8 @@ fn options(password: &str, database: &str) -> PgConnectOptions {
         .database(database)
         .ssl_mode(sqlx::postgres::PgSslMode::Disable)
         .application_name("envforge")
+        // A statement that fails is not repeated in the log: it may hold a password.
+        .options([("log_min_error_statement", "panic")])
 }
 
 impl Driver for Postgres {

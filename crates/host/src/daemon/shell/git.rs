@@ -7,7 +7,7 @@
 
 use crate::{
     daemon::hub::{Hub, Workspace},
-    supervise::process,
+    supervise::{process, redact::without_users},
     system::{
         accounts::Account,
         disk,
@@ -84,7 +84,8 @@ async fn judge(limit: Duration, output: impl Future<Output = io::Result<Output>>
             let says = |l: &&str| l.starts_with("fatal:") || l.starts_with("error:");
             let full = said.lines().find(|l| disk::says_full(l));
             let line = full.or_else(|| said.lines().find(says)).or_else(|| said.lines().last());
-            Err(line.unwrap_or("git failed without a word").trim_start_matches("fatal: ").to_owned())
+            // The address of a repository may hold a token.
+            Err(without_users(line.unwrap_or("git failed without a word").trim_start_matches("fatal: ")))
         }
         Ok(Err(error)) => Err(format!("git cannot be run: {error}")),
         Err(_) => Err(format!("no answer within {} s", limit.as_secs())),

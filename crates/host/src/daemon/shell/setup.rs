@@ -2,11 +2,13 @@
 
 use super::manifests::facts;
 use crate::{
-    daemon::hub::{Hub, Workspace},
+    daemon::{
+        hub::{Hub, Workspace},
+        runtime::redactor,
+    },
     supervise::{
         logs::Logs,
         process,
-        redact::Redactor,
         setup::{read_done, record_done},
     },
     system::{
@@ -62,7 +64,8 @@ pub async fn run_setup(
 ) -> BTreeMap<ServiceName, Option<Trouble>> {
     let found = super::read_manifests(sandbox, &intent.spec).await;
     let resolution = resolve(&intent.spec, &found, &facts(intent));
-    let logs = Logs::new(sandbox.dir.join("logs"), Redactor::default());
+    // A step may print what lies in the workspace, the files of the services' environments among it.
+    let logs = Logs::new(sandbox.dir.join("logs"), redactor(&sandbox.dir));
     let services = resolution.services.iter().filter(|s| s.setup.iter().any(|step| step.layer == Layer::Shell));
     let runs = services.map(|service| async {
         let outcome = run_service(hub, workspace, sandbox, &logs, service).await;
