@@ -5,7 +5,7 @@ use envforge_api::usage::CHECKPOINT_MS;
 use envforge_testkit::{
     fixture::Fixture,
     local::Local,
-    machine::{eventually, lives, readings},
+    machine::{eventually, lives, readings, sigkill},
 };
 use serde_json::Value;
 use std::{fs, path::Path, process::Output};
@@ -162,6 +162,54 @@ fn a_runtime_that_sleeps_on_a_full_disk_is_asleep_and_says_so_when_there_is_spac
 }
 
 #[test]
+fn with_a_little_space_left_what_needs_more_fails_with_the_reason_and_heals_and_a_lost_supervisor_is_replaced() {
+    let Some(local) = start(&HOST) else { return };
+    local.ok(&["up", "awake", "--no-attach", "--wait"]);
+    local.ok(&["hold", "awake", "1h"]);
+    local.curl("awake", "http://localhost:3000/add?text=x");
+    local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
+    local.ok(&["sleep", "w", "--wait"]);
+    local.wait_asleep("w");
+    // Its database has to be made anew.
+    fs::remove_dir_all(local.workspace_dir("w").join("data/postgresql")).expect("remove");
+
+    local.disk().fill();
+    let servers = (local.server(0, "database"), local.server(0, "redis"));
+    let supervisor = local.supervisor();
+    sigkill(supervisor);
+    let status = local.wait_for("awake", "supervised again", |status| {
+        status["runtime"]["reason"].is_string()
+            && status["services"].as_array().is_some_and(|all| all.iter().all(|s| s["state"] == "healthy"))
+    });
+    assert!(text_of(&status["runtime"]["reason"]).contains("supervisor"), "{status:#}");
+    assert_eq!((local.server(0, "database"), local.server(0, "redis")), servers, "adopted");
+    assert_eq!(local.curl_json("awake", "http://localhost:3000/")["rows"], 1);
+
+    // Enough for the ledger, too little for a checkout.
+    local.disk().leave(64);
+    refused(&local.run(&["up", "new", "-c", "--no-attach", "--wait"]));
+    let record = newest(&local, "new", "PREPARE_SHELL");
+    assert_eq!(record["state"], "failed", "{record:#}");
+    // Enough for the checkout, too little for a database.
+    local.disk().leave(4 << 10);
+    let woken = local.run(&["wake", "w", "--wait"]);
+    assert_eq!(woken.status.code(), Some(1), "{}", String::from_utf8_lossy(&woken.stderr));
+    let shown = local.status("w");
+    let resources = shown["resources"].as_array().cloned().unwrap_or_default();
+    let database = resources.iter().find(|r| r["kind"] == "database").cloned().unwrap_or_default();
+    assert_eq!((&database["state"], &shown["shell"]["state"]), (&"blocked".into(), &"ready".into()), "{shown:#}");
+    assert!(text_of(&database["reason"]).contains("No space left on device"), "{database:#}");
+    assert!(text_of(&database["hint"]).contains("free space on"), "{database:#}");
+    assert!(local.ok(&["why", "w", "web"]).contains("No space left on device"));
+
+    local.disk().free();
+    local.wait_healthy("w");
+    local.wait_healthy("new");
+    assert_eq!(local.curl_json("awake", "http://localhost:3000/add?text=x")["rows"], 2);
+    assert_whole(&local);
+}
+
+#[test]
 fn with_the_control_plane_on_the_full_disk_too_the_command_line_gives_up_and_all_of_it_serves_afterwards() {
     let Some(local) = start(&[]) else { return };
     local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
@@ -171,6 +219,11 @@ fn with_the_control_plane_on_the_full_disk_too_the_command_line_gives_up_and_all
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(!out.status.success() && said.contains("envforge:"), "{said}");
     let supervisor = local.supervisor();
+    // Without its keeper nobody answers for the installation, and a new one has no place for what it must remember.
+    local.kill("keeper");
+    let out = local.run(&["ls"]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() || said.contains("No space left on device"), "{said}");
     local.disk().free();
     local.wait_healthy("w");
     assert_eq!(local.supervisor(), supervisor);

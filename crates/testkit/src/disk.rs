@@ -57,6 +57,16 @@ impl SmallDisk {
         }
     }
 
+    /// Gives back so many KiB of what [`Self::fill`] took.
+    ///
+    /// # Panics
+    /// When it took less.
+    pub fn leave(&self, kib: u64) {
+        let file = fs::OpenOptions::new().write(true).open(self.ballast()).expect("open");
+        let length = file.metadata().expect("metadata").len();
+        file.set_len(length.checked_sub(kib << 10).expect("so much was taken")).expect("shorten");
+    }
+
     /// Gives back what [`Self::fill`] took, if it did.
     pub fn free(&self) {
         let _ = fs::remove_file(self.ballast());

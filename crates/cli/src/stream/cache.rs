@@ -24,8 +24,12 @@ pub(crate) fn keep(settings: &Settings, opened: &Opened) {
         }
         let new = path.with_extension(format!("{}.new", std::process::id()));
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(opened)?)?;
-        std::fs::rename(&new, &path)
+        let kept = file.write_all(&serde_json::to_vec(opened)?).and_then(|()| std::fs::rename(&new, &path));
+        if kept.is_err() {
+            // The half of one is of no use, and may hold a capability.
+            let _ = std::fs::remove_file(&new);
+        }
+        kept
     };
     if let Err(error) = write() {
         tracing::debug!(%error, "the grant was not cached");

@@ -67,12 +67,12 @@ pub(super) fn plan(intent: &WorkspaceIntent, found: &Found) -> Step {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use envforge_api::{generation::Revision, ids::WorkspaceId, project::ProjectSpec};
     use std::collections::{BTreeMap, BTreeSet};
 
-    fn intent(generation: u64, awake: bool) -> WorkspaceIntent {
+    pub(in crate::daemon) fn intent(generation: u64, awake: bool) -> WorkspaceIntent {
         let spec = ProjectSpec {
             project: "p".parse().expect("slug"),
             services: vec![],

@@ -169,3 +169,38 @@ fn runtime(intent: &WorkspaceIntent, shell: &Stated<ShellState>, facts: &Runtime
     }
     LayerReport { stated: Stated::plain(RuntimeState::Waking, since), phase: Phase::Working }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::plan::tests::intent;
+
+    fn unkept(awake: bool) -> Unkept {
+        let trouble = Trouble::new("no space", "free some");
+        Unkept { intent: intent(2, awake), trouble, since: Timestamp::now() }
+    }
+
+    #[test]
+    fn what_an_intent_that_is_not_accepted_asks_for_has_failed_and_what_is_so_stays() {
+        let failed = Phase::Failed { trouble: unkept(true).trouble };
+        let new = refused(blank(&unkept(true)), &unkept(true));
+        assert_eq!(new.accepted, unkept(true).intent.generation);
+        assert_eq!((new.shell.stated.state, &new.shell.phase), (ShellState::Failed, &failed));
+        assert_eq!((new.runtime.stated.state, &new.runtime.phase), (RuntimeState::Failed, &failed));
+        assert_eq!(new.runtime.stated.hint.as_deref(), Some("free some"));
+
+        let known = |runtime| {
+            let mut known = blank(&unkept(true));
+            known.shell =
+                LayerReport { stated: Stated::plain(ShellState::Ready, Timestamp::now()), phase: Phase::Settled };
+            known.runtime.stated.state = runtime;
+            known
+        };
+        let asleep = refused(known(RuntimeState::Asleep), &unkept(false));
+        assert_eq!((asleep.shell.phase, asleep.runtime.phase), (Phase::Settled, Phase::Settled));
+        // It serves on; only what was asked of it failed.
+        let awake = refused(known(RuntimeState::Awake), &unkept(false));
+        assert_eq!((awake.runtime.stated.state, awake.runtime.phase), (RuntimeState::Awake, failed));
+        assert_eq!(awake.shell.stated.state, ShellState::Ready);
+    }
+}

@@ -14,7 +14,7 @@ use crate::{
     system::{boot, disk, sandbox, sandbox::Sandbox},
 };
 use envforge_api::{host::WorkspaceIntent, states::Trouble, time::Timestamp};
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, mpsc};
 
 /// How long a new supervisor may take until it listens.
@@ -39,9 +39,7 @@ pub(super) async fn adopt(hub: &Hub, workspace: &Workspace, memory: &mut Memory)
     if boot::boot_id().is_ok_and(|boot| boot != spec.boot) {
         // The machine was restarted: nothing of this instance is left, and nobody observed its end.
         memory.ended = None;
-        if let Err(error) = meter::end_after_reboot(&meter::path_of(&dir, &spec.instance), "reboot") {
-            tracing::error!(workspace = %workspace.id, %error, "the readings of a runtime that a reboot ended cannot be closed");
-        }
+        close_readings(workspace, meter::path_of(&dir, &spec.instance));
         return;
     }
     let sandbox = spec.sandbox.clone();
@@ -52,6 +50,23 @@ pub(super) async fn adopt(hub: &Hub, workspace: &Workspace, memory: &mut Memory)
     }
     if memory.lost {
         note_end(hub, workspace, memory);
+    }
+}
+
+/// Ends the readings of a runtime that a reboot cut short; what a full disk refuses is tried again until it is done.
+fn close_readings(workspace: &Workspace, path: PathBuf) {
+    let close = move || meter::end_after_reboot(&path, "reboot");
+    let Err(error) = close() else { return };
+    tracing::error!(workspace = %workspace.id, %error, "the readings of a runtime that a reboot ended cannot be closed");
+    if disk::is_full(&error) {
+        // Ends when it is done; a daemon that starts anew begins again.
+        tokio::spawn(async move {
+            let mut pause = Duration::from_secs(1);
+            while close().is_err() {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(8));
+            }
+        });
     }
 }
 
