@@ -13,6 +13,7 @@ pub mod command;
 pub mod dev_host;
 pub mod gateway;
 pub mod generation;
+pub mod home;
 pub mod host;
 pub mod ids;
 pub mod link;

@@ -301,6 +301,8 @@ pub enum LocalCommand {
     },
     /// What runs.
     Status,
+    /// Take over a copied home whose original is gone.
+    Adopt,
     /// Remove the installation with every workspace.
     Reset {
         /// Do not ask.

@@ -15,6 +15,11 @@ struct Findings<'a> {
 }
 
 #[derive(Debug, Serialize)]
+struct Adopted {
+    adopted: bool,
+}
+
+#[derive(Debug, Serialize)]
 struct Running {
     running: bool,
     started: bool,
@@ -47,6 +52,14 @@ pub(super) async fn run(context: &Context, command: LocalCommand) -> Result<Exit
             let status = local::status(home).await?;
             let value = serde_json::to_value(&status).map_err(|error| Problem::internal(error.to_string()))?;
             context.out.data(&value, || outline(&value, 0).join("\n"));
+            Ok(ExitCode::SUCCESS)
+        }
+        LocalCommand::Adopt => {
+            let taken = local::adopt(home).await?;
+            context.out.data(&Adopted { adopted: taken }, || {
+                let what = if taken { "is the installation now" } else { "is its own already: nothing to adopt" };
+                format!("{} {what}", home.display())
+            });
             Ok(ExitCode::SUCCESS)
         }
         LocalCommand::Reset { yes } => {

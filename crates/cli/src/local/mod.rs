@@ -36,7 +36,7 @@ mod traverse;
 
 pub use state::PartState;
 
-use envforge_api::{client::Endpoint, problem::Problem, secret::Secret, time::Timestamp};
+use envforge_api::{client::Endpoint, home, problem::Problem, secret::Secret, time::Timestamp};
 use paths::{Paths, Programs};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -109,6 +109,7 @@ pub struct Finding {
 /// # Errors
 /// Why it does not start, with the log to read and what to do.
 pub async fn ensure(home: &Path, say: &dyn Fn(&str)) -> Result<LocalServer, Problem> {
+    home::check(home)?;
     let paths = Paths::new(home);
     match ensure::running(&paths) {
         Some(server) => Ok(server),
@@ -130,6 +131,7 @@ pub async fn start(home: &Path) -> Result<LocalServer, Problem> {
 /// # Errors
 /// When it does not stop in time, or belongs to another user.
 pub async fn stop(home: &Path) -> Result<(), Problem> {
+    home::check(home)?;
     stop::stop(&Paths::new(home)).await
 }
 
@@ -138,6 +140,7 @@ pub async fn stop(home: &Path) -> Result<(), Problem> {
 /// # Errors
 /// As [`stop`], or when something of a workspace does not end.
 pub async fn stop_all(home: &Path) -> Result<(), Problem> {
+    home::check(home)?;
     stop::stop_all(&Paths::new(home), &Programs::current()?).await
 }
 
@@ -146,15 +149,31 @@ pub async fn stop_all(home: &Path) -> Result<(), Problem> {
 /// # Errors
 /// When it does not stop, when something cannot be removed, or when `home` is not the home of an installation.
 pub async fn reset(home: &Path) -> Result<(), Problem> {
+    home::check(home)?;
     stop::reset(&Paths::new(home), &Programs::current()?).await
 }
 
 /// What runs.
 ///
 /// # Errors
-/// None at present.
+/// When the home is a copy of another installation's.
 pub async fn status(home: &Path) -> Result<LocalStatus, Problem> {
+    home::check(home)?;
     Ok(status::status(&Paths::new(home)))
+}
+
+/// Makes a copied home the installation, when the original is gone; whether anything changed.
+///
+/// # Errors
+/// While the original is there.
+pub async fn adopt(home: &Path) -> Result<bool, Problem> {
+    if !home::adopt(home)? {
+        return Ok(false);
+    }
+    let paths = Paths::new(home);
+    // What it says of processes is about those of the original; those that may be left of it work in what is gone.
+    state::forget(&paths).map_err(|error| Problem::internal(format!("keeper.json stays: {error}")))?;
+    prepare::quiesce(&paths, &Programs::current()?).await.map(|()| true)
 }
 
 /// Looks at what an installation needs from the machine.
@@ -164,7 +183,7 @@ pub async fn doctor(home: &Path) -> Vec<Finding> {
 
 /// Runs the keeper itself (`envforge local keep`); returns when it was stopped.
 pub async fn keep(home: &Path) -> ExitCode {
-    match Programs::current() {
+    match home::check(home).and_then(|()| Programs::current()) {
         Ok(programs) => keeper::keep(&Paths::new(home), &programs).await,
         Err(problem) => {
             log::note(&problem.message);

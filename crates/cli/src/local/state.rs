@@ -230,6 +230,14 @@ impl Lock {
     }
 }
 
+/// Forgets what a keeper said.
+pub(super) fn forget(paths: &Paths) -> io::Result<()> {
+    match fs::remove_file(paths.record()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Whether a keeper holds the lock. The probe is a shared lock for a few microseconds, so that probes never
 /// exclude one another; a keeper that starts tries more than once.
 pub(super) fn keeper_lives(paths: &Paths) -> bool {

@@ -207,7 +207,10 @@ pub async fn quiesce(home: &Path) -> Result<(), SystemError> {
         sandbox.cgroups.shell.wait_empty().await?;
         // Made anew when it is needed: see `Cgroups::runtime_child`.
         sandbox.cgroups.shell.remove()?;
-        sandbox::rest(&sandbox).await
+        sandbox::rest(&sandbox).await?;
+        // Something that came meanwhile keeps them.
+        let _ = sandbox::release(&sandbox);
+        Ok(())
     });
     futures_util::future::join_all(ends).await.into_iter().collect()
 }

@@ -5,11 +5,16 @@
 //! exists.
 
 use super::{Result, SystemError, files};
+use envforge_api::{
+    home::{self, Place},
+    problem::Problem,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs, io,
     net::Ipv4Addr,
+    ops::Range,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -84,6 +89,7 @@ impl Installation {
         files::ensure_dir(&home.join("host"), 0o700)?;
         let root = rustix::process::geteuid().is_root();
         let id = ensure_id(&home)?;
+        own(&home)?;
         if !root {
             let base = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(
                 || PathBuf::from(format!("/tmp/envforge-{}", rustix::process::getuid().as_raw())),
@@ -200,6 +206,24 @@ fn ensure_id(home: &Path) -> Result<String> {
     }
 }
 
+/// Marks a new home as this directory, and refuses a copy of another.
+fn own(home: &Path) -> Result<()> {
+    let failed = |problem: Problem| {
+        SystemError::new("open the installation", io::Error::other(problem.message)).with_hint(problem.hint)
+    };
+    home::check(home).map_err(failed)?;
+    home::mark(home).map_err(|e| SystemError::new("mark the home", e))
+}
+
+/// A home that was moved is the same; two homes of one id are not.
+fn moved(from: &Path, to: &Path) -> Result<()> {
+    if !from.join("host").join("place").exists() || home::place(from).is_ok_and(|place| place != Place::Own) {
+        return Ok(());
+    }
+    let both = format!("{} and {} are both this installation", from.display(), to.display());
+    Err(SystemError::new("open the installation", io::Error::other(both)).with_hint("remove the one that is a copy"))
+}
+
 fn claims_lock() -> Result<fs::File> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -242,14 +266,21 @@ fn write_claims(claims: &Claims) -> Result<()> {
 fn claim(id: &str, home: &Path) -> Result<Claim> {
     let _lock = claims_lock()?;
     let mut claims = read_claims()?;
-    if let Some(known) = claims.installations.get(id) {
+    if let Some(known) = claims.installations.get_mut(id) {
+        if known.home != home {
+            moved(&known.home, home)?;
+            known.home = home.to_owned();
+            let claim = known.clone();
+            write_claims(&claims)?;
+            return Ok(claim);
+        }
         return Ok(known.clone());
     }
     // Directories that were removed by hand give their subnet back.
     claims.installations.retain(|_, claim| claim.home.exists());
-    let used_uids = uids_in_passwd()?;
+    let used = used_uids();
     let mut uid_block = claims.next_uid_block;
-    while used_uids.iter().any(|uid| (FIRST_UID + uid_block * UIDS..FIRST_UID + (uid_block + 1) * UIDS).contains(uid)) {
+    while used.iter().any(|range| overlaps(range, &uids_of(uid_block))) {
         uid_block += 1;
     }
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
@@ -269,9 +300,38 @@ fn claim(id: &str, home: &Path) -> Result<Claim> {
     Ok(claim)
 }
 
-fn uids_in_passwd() -> Result<Vec<u32>> {
-    let text = fs::read_to_string("/etc/passwd").map_err(|e| SystemError::new("read /etc/passwd", e))?;
-    Ok(text.lines().filter_map(|line| line.split(':').nth(2)?.parse().ok()).collect())
+fn uids_of(block: u32) -> Range<u32> {
+    FIRST_UID + block * UIDS..FIRST_UID + (block + 1) * UIDS
+}
+
+fn overlaps(a: &Range<u32>, b: &Range<u32>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// Ids that users and groups of the machine have, or may be given in namespaces of their own.
+fn used_uids() -> Vec<Range<u32>> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let mut used = ids(&read("/etc/passwd"), 2);
+    used.extend(ids(&read("/etc/group"), 2));
+    used.extend(ranges(&read("/etc/subuid")));
+    used.extend(ranges(&read("/etc/subgid")));
+    used
+}
+
+/// Single ids in a field of a table with colons.
+fn ids(table: &str, field: usize) -> Vec<Range<u32>> {
+    let id = |line: &str| line.split(':').nth(field)?.trim().parse::<u32>().ok();
+    table.lines().filter_map(id).map(|id| id..id.saturating_add(1)).collect()
+}
+
+/// Ranges of a table such as `/etc/subuid`: `name:first:count`.
+fn ranges(table: &str) -> Vec<Range<u32>> {
+    let range = |line: &str| {
+        let mut numbers = line.split(':').skip(1).map(|field| field.trim().parse::<u32>());
+        let (first, count) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        Some(first..first.saturating_add(count))
+    };
+    table.lines().filter_map(range).collect()
 }
 
 /// Whether the machine has a route (other than the default one) into the block that begins at `first`.
@@ -291,6 +351,16 @@ fn routed(routes: &str, first: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_of_users_groups_and_of_their_namespaces_are_not_claimed() {
+        let used = [ids("a:x:600005:1:::\nbroken\n", 2), ids("g:x:604096:a,b\n", 2), ranges("a:700000:65536\n:x:\n")];
+        let used: Vec<_> = used.concat();
+        let taken = |block| used.iter().any(|range| overlaps(range, &uids_of(block)));
+        assert!(taken(0) && taken(1) && !taken(2));
+        let block = (700_000 - FIRST_UID) / UIDS;
+        assert!(!taken(block - 1) && taken(block) && taken(block + 16) && !taken(block + 17));
+    }
 
     #[test]
     fn a_block_that_the_machine_routes_already_is_not_claimed() {

@@ -36,15 +36,17 @@ pub(super) async fn adopt(hub: &Hub, workspace: &Workspace, memory: &mut Memory)
         memory.spec = Some(spec);
         return;
     }
-    if boot::boot_id().is_ok_and(|boot| boot != spec.boot) {
+    let line = supervisor::connect(&spec.sandbox).await;
+    // Described for another directory: a home that was restored or copied.
+    let elsewhere = line.is_err() && spec.sandbox.dir != dir;
+    if elsewhere || boot::boot_id().is_ok_and(|boot| boot != spec.boot) {
         // The machine was restarted: nothing of this instance is left, and nobody observed its end.
         memory.ended = None;
         close_readings(workspace, meter::path_of(&dir, &spec.instance));
         return;
     }
-    let sandbox = spec.sandbox.clone();
     memory.spec = Some(spec);
-    match supervisor::connect(&sandbox).await {
+    match line {
         Ok((supervisor, snapshots)) => connected(hub, workspace, memory, supervisor, snapshots).await,
         Err(_) => memory.lost = true,
     }
