@@ -36,6 +36,11 @@ fn no_port_of_a_neighbour_or_of_the_host_answers_and_the_way_out_is_there() {
     let neighbour = local.inside_ok("two", "hostname -I | tr -d ' '");
     let own_end = local.inside_ok("one", "ip route show default | cut -d' ' -f3");
 
+    // Whoever is on the machine reaches nothing inside either.
+    let inside: std::net::SocketAddr = format!("{neighbour}:8099").parse().expect("an address");
+    let reached = std::net::TcpStream::connect_timeout(&inside, std::time::Duration::from_secs(1));
+    assert!(reached.is_err(), "a workspace's port answers on the host");
+
     // Something listens on every address of the host, as servers of the machine do.
     let listener = TcpListener::bind("0.0.0.0:0").expect("listen");
     let datagrams = UdpSocket::bind("0.0.0.0:0").expect("bind");

@@ -115,6 +115,11 @@ table inet {table} {{
     iifname "{prefix}*" tcp dport 53 accept
     iifname "{prefix}*" drop
   }}
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    oifname "{prefix}*" ct state established,related accept
+    oifname "{prefix}*" drop
+  }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr {subnet} oifname != "{prefix}*" masquerade
