@@ -81,9 +81,32 @@ async fn call(paths: &Paths, programs: &Programs, verb: &str, patience: Duration
     if let Ok(body) = serde_json::from_str::<ErrorBody>(text.trim()) {
         return Err(body.error);
     }
-    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it says nothing");
+    let (reason, hint) = told(&text);
     Err(Problem::unavailable(
-        format!("`envforge host {verb}` failed: {line}"),
-        "`envforge doctor` says what the machine lacks",
+        format!("`envforge host {verb}` failed: {}", reason.unwrap_or("it says nothing")),
+        hint.unwrap_or("`envforge doctor` says what the machine lacks"),
     ))
+}
+
+/// The last reason that a program of ours gave, and the hint below it.
+fn told(text: &str) -> (Option<&str>, Option<&str>) {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let at = lines.iter().rposition(|line| line.starts_with("envforge: "));
+    let reason = at.and_then(|at| lines.get(at)).or(lines.last()).map(|line| line.trim());
+    let hint = at.and_then(|at| lines.get(at + 1)).filter(|line| line.starts_with("  ")).map(|line| line.trim());
+    (reason.map(|line| line.strip_prefix("envforge: ").unwrap_or(line)), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+
+    #[test]
+    fn a_reason_is_told_with_its_hint_and_other_words_are_told_as_they_are() {
+        let both = (Some("cannot claim a subnet"), Some("reset one"));
+        assert_eq!(told("noise\nenvforge: cannot claim a subnet\n  reset one\n"), both);
+        assert_eq!(told("envforge: cannot go on\n"), (Some("cannot go on"), None));
+        assert_eq!(told("Killed\n\n"), (Some("Killed"), None));
+        assert_eq!(told(""), (None, None));
+    }
 }
