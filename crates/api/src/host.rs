@@ -7,8 +7,10 @@
 use crate::{
     capability::VerifyKey,
     command::{ActReport, LeasedCommand},
+    dev_host::ProxyMode,
     generation::{Generation, HostEpoch, IntentSeq, Revision},
     ids::{CommandId, HostId, OrganizationId, RuntimeInstanceId, WorkspaceId},
+    link::Family,
     names::{Branch, ServiceName, Slug},
     problem::Diagnostic,
     project::{ProjectSpec, RuntimeSize},
@@ -245,6 +247,43 @@ pub struct WorkspaceReport {
     /// Restarts that were refused because what runs must not be exchanged for something that cannot.
     #[serde(default)]
     pub refused: Vec<Refusal>,
+    /// What services show to the outside, as their envforge.yml files said when they were read last; in the project's
+    /// order, without those whose file was never read. Also of a workspace that has never been awake.
+    #[serde(default)]
+    pub faces: Vec<Face>,
+}
+
+/// What a service shows to a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Face {
+    /// Which.
+    #[schema(value_type = String)]
+    pub service: ServiceName,
+    /// Its ports in the workspace's network, by name.
+    #[schema(value_type = BTreeMap<String, u16>)]
+    pub ports: BTreeMap<ServiceName, u16>,
+    /// The one that its own dev host leads to: `http`, or the only one.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub main: Option<ServiceName>,
+    /// Declared path prefixes and their families.
+    #[serde(default)]
+    pub families: Vec<(String, Family)>,
+    /// How requests are presented to it.
+    pub proxy: ProxyMode,
+}
+
+impl Face {
+    /// The number of the main port.
+    #[must_use]
+    pub fn main_port(&self) -> Option<u16> {
+        self.main.as_ref().and_then(|name| self.ports.get(name)).copied()
+    }
+
+    /// Ports beside the main one: each has a dev host of its own.
+    pub fn further_ports(&self) -> impl Iterator<Item = (&ServiceName, u16)> {
+        self.ports.iter().filter(|(name, _)| self.main.as_ref() != Some(*name)).map(|(name, port)| (name, *port))
+    }
 }
 
 /// The newest refusal to restart a service.

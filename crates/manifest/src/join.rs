@@ -68,17 +68,27 @@ fn side<'a>(entry: &'a ProjectService, found: Option<&'a FoundManifest>) -> Side
             "add one to its directory, or correct `path` in the project file",
         )),
     };
+    let (ports, main) = ports_of(entry, manifest.as_ref().ok().copied());
+    let http_port = main.and_then(|name| ports.get(&name)).copied();
+    Side { entry, manifest, ports, http_port }
+}
+
+/// A service's ports after the project's overrides, and which of them is the main one: `http`, or the only one.
+pub(crate) fn ports_of(
+    entry: &ProjectService,
+    manifest: Option<&ServiceManifest>,
+) -> (BTreeMap<ServiceName, u16>, Option<ServiceName>) {
     let mut ports: BTreeMap<ServiceName, u16> =
-        manifest.as_ref().map(|m| m.ports.iter().cloned().collect()).unwrap_or_default();
+        manifest.map(|manifest| manifest.ports.iter().cloned().collect()).unwrap_or_default();
     for (name, number) in &entry.ports {
         // Of a manifest that cannot be read, the project's own ports are known all the same.
-        if manifest.is_err() || ports.contains_key(name) {
+        if manifest.is_none() || ports.contains_key(name) {
             ports.insert(name.clone(), *number);
         }
     }
-    let only = if ports.len() == 1 { ports.values().next() } else { None };
-    let http_port = ports.get("http").or(only).copied();
-    Side { entry, manifest, ports, http_port }
+    let only = if ports.len() == 1 { ports.keys().next() } else { None };
+    let main = ports.get_key_value("http").map(|(name, _)| name).or(only).cloned();
+    (ports, main)
 }
 
 fn bad(findings: &[envforge_api::problem::Diagnostic]) -> Trouble {

@@ -4,6 +4,7 @@
 //! checked values or into every finding they have, with line, column, reason and mend; [`resolve`] joins a project
 //! with the manifests of its services into what a host starts.
 
+mod faces;
 mod findings;
 mod join;
 mod model;
@@ -15,6 +16,7 @@ mod service;
 mod tree;
 
 pub use envforge_api::{dev_host::ProxyMode, link::Family as RouteFamily};
+pub use faces::faces;
 pub use model::*;
 pub use resolve::*;
 pub use schema::{project_schema, service_schema};

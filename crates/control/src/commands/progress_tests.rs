@@ -39,6 +39,7 @@ fn said(accepted: u64, runtime: RuntimeState, phase: Phase) -> WorkspaceReport {
         diagnostics: vec![],
         activity: Activity::default(),
         refused: vec![],
+        faces: vec![],
     }
 }
 

@@ -33,6 +33,7 @@ fn reported(accepted: Generation, state: RuntimeState, phase: Phase) -> Workspac
         diagnostics: vec![],
         activity: envforge_api::host::Activity::default(),
         refused: vec![],
+        faces: vec![],
     }
 }
 

@@ -127,6 +127,7 @@ pub(crate) fn report(workspace: &WorkspaceId, accepted: u64, state: RuntimeState
         diagnostics: vec![],
         activity: envforge_api::host::Activity::default(),
         refused: vec![],
+        faces: vec![],
     }
 }
 

@@ -11,7 +11,7 @@ use envforge_api::{
     capability::VerifyKey,
     client::Endpoint,
     generation::Generation,
-    host::{DesiredShell, Refusal, StepReport, WorkspaceIntent},
+    host::{DesiredShell, Face, Refusal, StepReport, WorkspaceIntent},
     ids::{AttachId, CommandId, HostId, WorkspaceId},
     problem::Diagnostic,
     project::RuntimeSize,
@@ -105,6 +105,8 @@ pub struct Workspace {
     pub sandbox: watch::Sender<Option<Sandbox>>,
     /// Shell-layer setup steps.
     pub steps: watch::Sender<Vec<StepReport>>,
+    /// What services show to a gateway, as their envforge.yml files said when they were read last.
+    pub faces: watch::Sender<Vec<Face>>,
     /// The runtime.
     pub runtime: watch::Sender<RuntimeFacts>,
 }
@@ -127,6 +129,7 @@ impl Workspace {
             progress: watch::Sender::new(String::new()),
             sandbox: watch::Sender::new(None),
             steps: watch::Sender::new(Vec::new()),
+            faces: watch::Sender::new(Vec::new()),
             runtime: watch::Sender::new(RuntimeFacts::default()),
         }
     }

@@ -67,6 +67,7 @@ fn blank(unkept: &Unkept) -> WorkspaceReport {
         diagnostics: Vec::new(),
         activity: Activity::default(),
         refused: Vec::new(),
+        faces: Vec::new(),
     }
 }
 
@@ -108,6 +109,7 @@ fn report(workspace: &Workspace) -> Option<WorkspaceReport> {
         diagnostics: facts.diagnostics.clone(),
         activity: facts.snapshot.as_ref().map(|s| s.activity.clone()).unwrap_or_default(),
         refused: facts.refused,
+        faces: workspace.faces.borrow().clone(),
     })
 }
 

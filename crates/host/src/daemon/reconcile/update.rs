@@ -145,6 +145,7 @@ pub(super) async fn look_for_edits(hub: &Hub, workspace: &Workspace, intent: &Wo
         return;
     };
     let found = shell::read_manifests(&made, &intent.spec).await;
+    shell::show_faces(hub, workspace, &intent.spec, &found);
     let mut stale = BTreeSet::new();
     let mut diagnostics = Vec::new();
     for (service, manifest) in &found {

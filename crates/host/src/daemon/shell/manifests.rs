@@ -1,13 +1,16 @@
 //! Reads envforge.yml from working trees, as hostile input.
 
-use crate::system::{files::Beneath, sandbox::Sandbox};
+use crate::{
+    daemon::hub::{Hub, Workspace},
+    system::{files::Beneath, sandbox::Sandbox},
+};
 use envforge_api::{
     host::WorkspaceIntent,
     names::ServiceName,
     project::{ProjectService, ProjectSpec},
     states::Trouble,
 };
-use envforge_manifest::{FoundManifest, WorkspaceFacts, parse_service};
+use envforge_manifest::{FoundManifest, WorkspaceFacts, faces, parse_service};
 use std::{collections::BTreeMap, io, path::Path};
 
 /// Largest envforge.yml, in octets.
@@ -49,6 +52,19 @@ fn read_one(files: &Beneath, service: &ProjectService, directory: &str) -> Found
     match parse_service(&shown, &text) {
         Ok(manifest) => FoundManifest::Good(Box::new(manifest)),
         Err(findings) => FoundManifest::Bad(findings),
+    }
+}
+
+/// Notes what services show to a gateway.
+pub fn show_faces(hub: &Hub, workspace: &Workspace, spec: &ProjectSpec, found: &BTreeMap<ServiceName, FoundManifest>) {
+    let changed = workspace.faces.send_if_modified(|known| {
+        let now = faces(spec, found, known);
+        let changed = *known != now;
+        *known = now;
+        changed
+    });
+    if changed {
+        hub.touch(&workspace.id);
     }
 }
 

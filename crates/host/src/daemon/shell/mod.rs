@@ -8,7 +8,7 @@ mod setup;
 
 pub use context::write as write_context;
 pub use git::{find_branch, inspect_work};
-pub use manifests::{facts, read as read_manifests};
+pub use manifests::{facts, read as read_manifests, show_faces};
 pub(crate) use setup::shell_variables;
 pub use setup::{run_setup, step_digest};
 

@@ -63,6 +63,7 @@ pub async fn run_setup(
     sandbox: &Sandbox,
 ) -> BTreeMap<ServiceName, Option<Trouble>> {
     let found = super::read_manifests(sandbox, &intent.spec).await;
+    super::show_faces(hub, workspace, &intent.spec, &found);
     let resolution = resolve(&intent.spec, &found, &facts(intent));
     // A step may print what lies in the workspace, the files of the services' environments among it.
     let logs = Logs::new(sandbox.dir.join("logs"), redactor(&sandbox.dir));
