@@ -210,6 +210,22 @@ fn with_a_little_space_left_what_needs_more_fails_with_the_reason_and_heals_and_
 }
 
 #[test]
+fn a_workspace_can_be_deleted_on_a_full_disk_which_gives_others_their_space() {
+    let Some(local) = start(&HOST) else { return };
+    local.ok(&["up", "old", "-c", "--no-attach", "--wait"]);
+    local.inside_ok("old", "head -c 20000000 /dev/zero > /workspace/large");
+    local.disk().fill();
+    refused(&local.run(&["up", "new", "-c", "--no-attach"]));
+    local.ok(&["delete", "old", "--yes", "--force"]);
+    // What was refused is done by itself now.
+    local.wait_healthy("new");
+    local.curl("new", "http://localhost:3000/add?text=x");
+    let left = local.json(&["ls"]).to_string();
+    assert!(!left.contains("\"old\""), "{left}");
+    assert_whole(&local);
+}
+
+#[test]
 fn with_the_control_plane_on_the_full_disk_too_the_command_line_gives_up_and_all_of_it_serves_afterwards() {
     let Some(local) = start(&[]) else { return };
     local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);

@@ -382,9 +382,10 @@ async fn run_in_shell(
         if code != 0 || cancelled.is_cancelled() {
             break;
         }
-        if let Some((step, digest)) = &part.step {
-            crate::supervise::setup::record_done(&sandbox.dir, Layer::Shell, step, digest)
-                .map_err(|e| Trouble::new(e.to_string(), e.hint))?;
+        if let Some((step, digest)) = &part.step
+            && let Err(error) = crate::supervise::setup::record_done(&sandbox.dir, Layer::Shell, step, digest)
+        {
+            output.write(&RunFrame::Err(format!("== {step}: not kept as done: {error}\n")));
         }
     }
     output.write(&RunFrame::Exit(code));

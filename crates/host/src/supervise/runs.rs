@@ -183,9 +183,10 @@ async fn run_parts(shared: &Rc<Shared>, order: &RunOrder, group: &Group) -> Resu
         if code != 0 {
             break;
         }
-        if let Some((step, digest)) = &part.records {
-            record_done(&shared.sandbox.dir, Layer::Runtime, step, digest)
-                .map_err(|e| Trouble::new(e.to_string(), e.hint))?;
+        if let Some((step, digest)) = &part.records
+            && let Err(error) = record_done(&shared.sandbox.dir, Layer::Runtime, step, digest)
+        {
+            output.write(&RunFrame::Err(format!("== {step}: not kept as done: {error}\n")));
         }
     }
     process::end(group).await;

@@ -126,7 +126,10 @@ async fn run_service(
         }
         // A step may have written one of its own `changes` files (a lock file): what counts is how they are now.
         let digest = step_digest(sandbox, &service.directory, step, "");
-        record_done(&sandbox.dir, Layer::Shell, &name, &digest).map_err(super::trouble)?;
+        if let Err(error) = record_done(&sandbox.dir, Layer::Shell, &name, &digest) {
+            // It is done all the same; it will be done again.
+            logs.write("setup", LogLevel::Warn, &format!("{name}: not kept as done: {error}"));
+        }
         say(&name, CommandState::Succeeded, Some(0));
     }
     Ok(())
