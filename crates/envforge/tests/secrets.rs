@@ -98,6 +98,11 @@ fn nothing_that_is_shown_logged_recorded_or_told_to_a_process_holds_a_secret() {
     let file = local.workspace_dir("w").join("files/web/envforge.yml");
     fs::write(&file, nosy.replace("echo prepared;", "echo  prepared;")).expect("write");
     local.ok(&["restart", "w", "web"]);
+    eventually("it is restarted", || {
+        let all = local.json(&["workspace", "commands", "w"]);
+        let restart = all["commands"].as_array()?.iter().find(|c| c["kind"] == "CONTROL_SERVICE")?.clone();
+        restart["finished_at"].is_string().then_some(())
+    });
     eventually("the step ran again", || local.ok(&["logs", "w", "setup"]).contains("DATABASE_URL").then_some(()));
     local.wait_healthy("w");
     local.curl("w", "http://localhost:3000/add?text=x");
