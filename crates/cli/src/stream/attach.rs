@@ -165,6 +165,13 @@ impl Session<'_> {
                     }
                     match end {
                         End::Exit(_) | End::Signal(_) => return Ok(end),
+                        // The host may still know, as being deleted, what the control plane knows to be gone.
+                        End::Failed(problem)
+                            if !attached_once && self.fresh.is_some() && problem.kind == ProblemKind::Conflict =>
+                        {
+                            self.take_fresh(problem).await?;
+                            continue;
+                        }
                         End::Failed(problem) if !(attached_once && problem.kind.retry_helps()) => {
                             return Ok(End::Failed(problem));
                         }
@@ -174,11 +181,7 @@ impl Session<'_> {
                 Err(problem) if problem.kind.retry_helps() && (attached_once || attempts < 50) => {}
                 // Made for a workspace or an installation that is gone, perhaps: the control plane knows better.
                 Err(problem) if self.fresh.is_some() && is_refusal(&problem) => {
-                    let Some(mut fresh) = self.fresh.take() else { return Err(problem) };
-                    fresh.ask();
-                    // Without an answer of its own, the control plane's problem is told by the one who asked.
-                    let Ok(opened) = fresh.opened.await else { return Err(problem) };
-                    (self.workspace, self.id, self.grant) = (opened.workspace, opened.id, opened.grant);
+                    self.take_fresh(problem).await?;
                     continue;
                 }
                 // The capability may have expired while the connection was away.
@@ -196,6 +199,18 @@ impl Session<'_> {
                 return Ok(end);
             }
         }
+    }
+
+    /// Goes on with the grant that follows the refused one.
+    ///
+    /// # Errors
+    /// The refusal, when there is none: the control plane's own problem is told by the one who asked.
+    async fn take_fresh(&mut self, refusal: Problem) -> Result<(), Problem> {
+        let Some(mut fresh) = self.fresh.take() else { return Err(refusal) };
+        fresh.ask();
+        let Ok(opened) = fresh.opened.await else { return Err(refusal) };
+        (self.workspace, self.id, self.grant) = (opened.workspace, opened.id, opened.grant);
+        Ok(())
     }
 
     async fn open(&mut self) -> Result<Stream, Problem> {
