@@ -24,6 +24,9 @@ pub fn remove(path: &Path) -> Result<()> {
         let failure = SystemError::new(format!("remove {}", path.display()), error.into());
         match error {
             Errno::BUSY | Errno::XDEV => failure.with_hint("something is mounted in it: unmount it, it is tried again"),
+            Errno::PERM => failure.with_hint(
+                "something in it is protected (`lsattr -R` shows `i` or `a`): `chattr -R -ia` frees it, it is tried again",
+            ),
             _ => failure,
         }
     };
@@ -100,8 +103,7 @@ fn flatten(root: &OwnedFd, name: &CStr, number: &mut u64) -> rustix::io::Result<
 fn unlinked(directory: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<bool> {
     match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(true),
-        // Linux says EISDIR, POSIX says EPERM; what may not be removed at all shows when it is moved.
-        Err(Errno::ISDIR | Errno::PERM) => Ok(false),
+        Err(Errno::ISDIR) => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -192,6 +194,31 @@ mod tests {
         fs::write(root.join("a/b/f"), "x").expect("write");
         for closed in ["a/b/c", "a/b", "a", ""] {
             fs::set_permissions(root.join(closed), fs::Permissions::from_mode(0o000)).expect("chmod");
+        }
+        remove(&root).expect("removed");
+        assert!(!root.exists());
+    }
+
+    #[test]
+    fn what_an_administrator_protected_is_told_and_goes_once_it_is_free() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let root = dir.path().join("root");
+        for file in ["kept", "a/kept"] {
+            fs::create_dir_all(root.join("a")).expect("mkdir");
+            fs::write(root.join(file), "x").expect("write");
+            let chattr = |flag: &str| {
+                std::process::Command::new("chattr")
+                    .arg(flag)
+                    .arg(root.join(file))
+                    .output()
+                    .is_ok_and(|o| o.status.success())
+            };
+            if !chattr("+i") {
+                return;
+            }
+            let refused = remove(&root);
+            assert!(chattr("-i"));
+            assert!(refused.expect_err("it is protected").hint.contains("chattr"));
         }
         remove(&root).expect("removed");
         assert!(!root.exists());
