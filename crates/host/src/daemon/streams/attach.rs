@@ -35,8 +35,7 @@ pub(super) async fn attach(api: &Api, workspace: &Workspace, out: &Out, input: &
     };
     let mut early = Vec::new();
     let group = workspace.sandbox.borrow().as_ref().map(|sandbox| sandbox.cgroups.shell.clone());
-    if start.identity_follows && !group.is_some_and(|group| session_lives(&group)) {
-        // The first shell of a new session is born with it.
+    if waits_for_identity(&start, || group.is_some_and(|group| session_lives(&group))) {
         early = identified(&mut start, input).await?;
     }
     let ready = ready::wait(api, workspace, out, Some(&start.term), &start.git_identity).await?;
@@ -73,6 +72,12 @@ pub(super) async fn attach(api: &Api, workspace: &Workspace, out: &Out, input: &
         done = shown => Ok(done?.1),
         gone = typed(&pty, input, identify) => Err(gone),
     }
+}
+
+/// Whether the identity has to be there first: the first shell of a new session is born with it, and a command in a
+/// window of its own would act as whoever attached before.
+fn waits_for_identity(start: &AttachStart, lives: impl FnOnce() -> bool) -> bool {
+    start.identity_follows && (!start.command.is_empty() || !lives())
 }
 
 /// How long a client may take to find out who is at its terminal.
@@ -208,6 +213,15 @@ mod tests {
             git_identity: identity.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
             identity_follows: false,
         }
+    }
+
+    #[test]
+    fn only_a_shell_that_is_there_does_not_wait_for_who_attaches() {
+        let follows = |command: &[&str]| AttachStart { identity_follows: true, ..start(command, &[]) };
+        assert!(!waits_for_identity(&follows(&[]), || true));
+        assert!(waits_for_identity(&follows(&[]), || false));
+        assert!(waits_for_identity(&follows(&["git", "commit"]), || true));
+        assert!(!waits_for_identity(&start(&["git", "commit"], &[]), || false), "it came with the start");
     }
 
     #[test]
