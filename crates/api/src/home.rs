@@ -7,7 +7,8 @@
 
 use crate::problem::{Problem, ProblemKind};
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
@@ -74,21 +75,36 @@ pub fn check(home: &Path) -> Result<(), Problem> {
 /// # Errors
 /// When it cannot be written.
 pub fn mark(home: &Path) -> io::Result<()> {
-    if file(home).exists() { Ok(()) } else { write(home) }
+    if file(home).exists() { Ok(()) } else { take(home) }
 }
 
-fn write(home: &Path) -> io::Result<()> {
+/// Marks a home as this directory, whatever it was. On disk as a whole or not at all: half a mark would make every
+/// home a copy.
+///
+/// # Errors
+/// When it cannot be written; it is as before then.
+pub fn take(home: &Path) -> io::Result<()> {
     let at = file(home);
     let beside = at.with_extension(format!("{}.new", std::process::id()));
-    fs::write(&beside, format!("{}\n{}\n", identity(home)?, home.display()))?;
-    fs::rename(&beside, at)
+    let write = || {
+        let mut file = fs::File::create(&beside)?;
+        file.write_all(format!("{}\n{}\n", identity(home)?, home.display()).as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, &at)?;
+        fs::File::open(home.join("host"))?.sync_all()
+    };
+    let written = write();
+    if written.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    written
 }
 
-/// Makes a copy the installation, when the original is gone; whether anything changed.
+/// Whether a home is a copy whose original is gone; false for one that is its own.
 ///
 /// # Errors
 /// `conflict` while the original is there.
-pub fn adopt(home: &Path) -> Result<bool, Problem> {
+pub fn is_adoptable(home: &Path) -> Result<bool, Problem> {
     let Place::Copy(original) = place(home).map_err(|error| unreadable(home, &error))? else { return Ok(false) };
     let lives = file(&original).exists() && place(&original).is_ok_and(|place| place == Place::Own);
     if lives {
@@ -98,7 +114,7 @@ pub fn adopt(home: &Path) -> Result<bool, Problem> {
             "go on with that one; or end it with `envforge local reset` (which removes its workspaces) and adopt then",
         ));
     }
-    write(home).map(|()| true).map_err(|error| unreadable(home, &error))
+    Ok(true)
 }
 
 fn unreadable(home: &Path, error: &io::Error) -> Problem {
@@ -127,12 +143,15 @@ mod tests {
         fs::copy(file(&home), file(&copy)).expect("copied");
         let refused = check(&copy).expect_err("a copy");
         assert!(refused.message.contains("home") && refused.hint.contains("local adopt"), "{refused:?}");
-        assert!(adopt(&copy).is_err(), "the original is there");
+        assert!(is_adoptable(&copy).is_err(), "the original is there");
         fs::rename(&home, &moved).expect("moved");
         assert!(check(&moved).is_ok());
         // At its path is nothing now: the copy may be all there is.
-        assert_eq!(adopt(&copy).ok(), Some(true));
+        assert_eq!(is_adoptable(&copy).ok(), Some(true));
+        assert!(check(&copy).is_err(), "nothing is changed by the question");
+        take(&copy).expect("taken");
         assert!(check(&copy).is_ok());
-        assert_eq!(adopt(&copy).ok(), Some(false));
+        assert_eq!(is_adoptable(&copy).ok(), Some(false));
+        assert_eq!(fs::read_dir(copy.join("host")).expect("read").count(), 1, "nothing is left beside the mark");
     }
 }

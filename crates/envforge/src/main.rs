@@ -91,6 +91,7 @@ fn host(args: programs::HostArgs) -> ExitCode {
             done(prepared)
         }
         Some(HostCommand::Quiesce { home }) => one_thread(async { done(envforge_host::daemon::quiesce(&home).await) }),
+        Some(HostCommand::Adopt { home }) => one_thread(async { done(envforge_host::daemon::adopt(&home).await) }),
         Some(HostCommand::Wipe { home }) => one_thread(async { done(envforge_host::daemon::wipe(&home).await) }),
         None => match host_options(args) {
             Ok(options) => many_threads(envforge_host::daemon::main(options, |word| {

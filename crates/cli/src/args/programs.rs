@@ -60,6 +60,13 @@ pub enum HostCommand {
         #[arg(long, value_name = "DIR")]
         home: PathBuf,
     },
+    /// Make a copied directory the installation, after what may be left of the original has ended.
+    #[command(hide = true)]
+    Adopt {
+        /// Directory of the installation.
+        #[arg(long, value_name = "DIR")]
+        home: PathBuf,
+    },
     /// Remove what an installation has on the machine beside its directory.
     #[command(hide = true)]
     Wipe {

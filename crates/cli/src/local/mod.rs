@@ -167,13 +167,13 @@ pub async fn status(home: &Path) -> Result<LocalStatus, Problem> {
 /// # Errors
 /// While the original is there.
 pub async fn adopt(home: &Path) -> Result<bool, Problem> {
-    if !home::adopt(home)? {
+    if !home::is_adoptable(home)? {
         return Ok(false);
     }
     let paths = Paths::new(home);
-    // What it says of processes is about those of the original; those that may be left of it work in what is gone.
+    // What it says of processes is about those of the original.
     state::forget(&paths).map_err(|error| Problem::internal(format!("keeper.json stays: {error}")))?;
-    prepare::quiesce(&paths, &Programs::current()?).await.map(|()| true)
+    prepare::adopt(&paths, &Programs::current()?).await.map(|()| true)
 }
 
 /// Looks at what an installation needs from the machine.

@@ -51,6 +51,14 @@ pub(super) async fn quiesce(paths: &Paths, programs: &Programs) -> Result<(), Pr
     call(paths, programs, "quiesce", Duration::from_secs(60)).await.map(drop)
 }
 
+/// `host adopt`: ends what may be left of the original, and then makes a copied home the installation.
+///
+/// # Errors
+/// When something of it does not end.
+pub(super) async fn adopt(paths: &Paths, programs: &Programs) -> Result<(), Problem> {
+    call(paths, programs, "adopt", Duration::from_secs(60)).await.map(drop)
+}
+
 /// `host wipe`: removes everything of the installation that lies outside its home.
 ///
 /// # Errors

@@ -26,7 +26,7 @@ use crate::{
     },
 };
 use control_link::End;
-use envforge_api::states::Trouble;
+use envforge_api::{home, problem::Problem, states::Trouble};
 use hub::{Hub, Workspace};
 use ledger::Ledger;
 use std::{
@@ -190,11 +190,31 @@ pub async fn quiesce(home: &Path) -> Result<(), SystemError> {
     if !home.join("host").join("installation").exists() {
         return Ok(());
     }
-    let installation = Installation::open(home)?;
+    quiet(&Installation::open(home)?).await
+}
+
+/// `envforge host adopt --home H`: ends what may be left of an installation whose copy this is, and then makes it the
+/// installation. Cut short, it is still a copy.
+///
+/// # Errors
+/// While the original is there, or when something of it does not end.
+pub async fn adopt(home: &Path) -> Result<(), SystemError> {
+    let failed = |problem: Problem| {
+        SystemError::new("adopt the copy", io::Error::other(problem.message)).with_hint(problem.hint)
+    };
+    if home::is_adoptable(home).map_err(failed)? {
+        quiet(&Installation::open_copy(home)?).await?;
+        home::take(home).map_err(|e| SystemError::new("mark the home", e).on_disk(home))?;
+    }
+    Ok(())
+}
+
+/// Ends every process of an installation's workspaces and gives their namespaces back.
+async fn quiet(installation: &Installation) -> Result<(), SystemError> {
     let (_, records) = Ledger::open(&installation.home)?;
     let ends = records.iter().map(|record| async {
         let id = &record.intent.workspace;
-        let sandbox = sandbox::Sandbox::of(&installation, id, record.index, &record.intent.slug);
+        let sandbox = sandbox::Sandbox::of(installation, id, record.index, &record.intent.slug);
         if let Ok((supervisor, mut snapshots)) = supervisor::connect(&sandbox).await {
             let ask = crate::supervise::protocol::Ask::Sleep { reason: "stopped".into() };
             let _ = supervisor.ask(ask).await;
@@ -202,15 +222,18 @@ pub async fn quiesce(home: &Path) -> Result<(), SystemError> {
             let gone = async { while snapshots.recv().await.is_some() {} };
             let _ = tokio::time::timeout(Duration::from_secs(45), gone).await;
         }
-        sandbox.cgroups.runtime.kill()?;
-        sandbox.cgroups.shell.kill()?;
-        sandbox.cgroups.shell.wait_empty().await?;
+        for group in [&sandbox.cgroups.runtime, &sandbox.cgroups.shell] {
+            group.kill()?;
+            group.wait_empty().await?;
+        }
         // Made anew when it is needed: see `Cgroups::runtime_child`.
         sandbox.cgroups.shell.remove()?;
         sandbox::rest(&sandbox).await?;
-        // Something that came meanwhile keeps them.
-        let _ = sandbox::release(&sandbox);
-        Ok(())
+        if sandbox::release(&sandbox) {
+            return Ok(());
+        }
+        let busy = io::Error::other(format!("something was started in {} meanwhile", sandbox.hostname));
+        Err(SystemError::new("end everything of the workspaces", busy).with_hint("run the command again"))
     });
     futures_util::future::join_all(ends).await.into_iter().collect()
 }

@@ -39,7 +39,7 @@ pub fn read(path: &Path) -> io::Result<Vec<Reading>> {
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn end_after_reboot(path: &Path, reason: &str) -> io::Result<()> {
+pub fn end_unobserved(path: &Path, reason: &str) -> io::Result<()> {
     let Some(last) = read(path)?.pop() else { return Ok(()) };
     if last.ended.is_some() {
         return Ok(());
@@ -183,7 +183,7 @@ mod tests {
         meter.checkpoint().expect("reading");
         meter.end("asked").expect("reading");
         meter.checkpoint().expect("nothing more");
-        end_after_reboot(&path, "reboot").expect("nothing more");
+        end_unobserved(&path, "reboot").expect("nothing more");
         let all = read(&path).expect("read");
         assert_eq!(all.iter().map(|r| r.n).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(all[2].ended.as_deref(), Some("asked"));

@@ -82,6 +82,18 @@ impl Installation {
     /// # Errors
     /// When a directory cannot be made or nothing is left to claim.
     pub fn open(home: &Path) -> Result<Self> {
+        Self::opened(home, own)
+    }
+
+    /// The same for a home that is still the copy of another: for who is about to make it the installation.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_copy(home: &Path) -> Result<Self> {
+        Self::opened(home, |_| Ok(()))
+    }
+
+    fn opened(home: &Path, own: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         let home = std::path::absolute(home).map_err(|e| SystemError::new("find the home directory", e))?;
         files::ensure_dir(&home, 0o755)?;
         let home = fs::canonicalize(&home).map_err(|e| SystemError::new("find the home directory", e))?;

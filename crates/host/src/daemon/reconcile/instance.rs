@@ -39,10 +39,11 @@ pub(super) async fn adopt(hub: &Hub, workspace: &Workspace, memory: &mut Memory)
     let line = supervisor::connect(&spec.sandbox).await;
     // Described for another directory: a home that was restored or copied.
     let elsewhere = line.is_err() && spec.sandbox.dir != dir;
-    if elsewhere || boot::boot_id().is_ok_and(|boot| boot != spec.boot) {
-        // The machine was restarted: nothing of this instance is left, and nobody observed its end.
+    let rebooted = boot::boot_id().is_ok_and(|boot| boot != spec.boot);
+    if rebooted || elsewhere {
+        // Nothing of this instance is left, and nobody observed its end.
         memory.ended = None;
-        close_readings(workspace, meter::path_of(&dir, &spec.instance));
+        close_readings(workspace, meter::path_of(&dir, &spec.instance), if rebooted { "reboot" } else { "lost" });
         return;
     }
     memory.spec = Some(spec);
@@ -55,11 +56,11 @@ pub(super) async fn adopt(hub: &Hub, workspace: &Workspace, memory: &mut Memory)
     }
 }
 
-/// Ends the readings of a runtime that a reboot cut short; what a full disk refuses is tried again until it is done.
-fn close_readings(workspace: &Workspace, path: PathBuf) {
-    let close = move || meter::end_after_reboot(&path, "reboot");
+/// Ends the readings of a runtime that was cut short; what a full disk refuses is tried again until it is done.
+fn close_readings(workspace: &Workspace, path: PathBuf, reason: &'static str) {
+    let close = move || meter::end_unobserved(&path, reason);
     let Err(error) = close() else { return };
-    tracing::error!(workspace = %workspace.id, %error, "the readings of a runtime that a reboot ended cannot be closed");
+    tracing::error!(workspace = %workspace.id, %error, "the readings of a runtime that was cut short cannot be closed");
     if disk::is_full(&error) {
         // Ends when it is done; a daemon that starts anew begins again.
         tokio::spawn(async move {
