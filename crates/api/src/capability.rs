@@ -30,6 +30,8 @@ words!(
         Env = "env",
         /// See it unmasked. Issuing this right is audited.
         Reveal = "reveal",
+        /// Connect to a declared port of a service. For gateways alone.
+        Dial = "dial",
     }
 );
 

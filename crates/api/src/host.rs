@@ -52,6 +52,9 @@ pub struct RegisterRequest {
     /// How the command line reaches the daemon's stream API, when on one machine: path of its unix socket.
     #[serde(default)]
     pub local_socket: Option<String>,
+    /// Where a gateway on the same machine asks for connections into workspaces: path of a unix socket.
+    #[serde(default)]
+    pub dial_socket: Option<String>,
     /// What the host knows already, so that a control plane restored from a backup catches up.
     #[serde(default)]
     pub known: BTreeMap<WorkspaceId, Generation>,
@@ -122,6 +125,19 @@ pub struct SyncAnswer {
     /// Acts of the request whose report is recorded.
     #[serde(default)]
     pub recorded_acts: Vec<CommandId>,
+    /// The last moment of link traffic that counts against idleness, of each workspace that had some lately.
+    #[serde(default)]
+    pub traffic: Vec<Traffic>,
+}
+
+/// When links last kept a workspace from being idle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Traffic {
+    /// Which.
+    pub workspace: WorkspaceId,
+    /// When, in control-plane time.
+    #[schema(value_type = String, format = DateTime)]
+    pub last_at: Timestamp,
 }
 
 /// What should be, for one workspace.

@@ -19,6 +19,8 @@ use std::collections::BTreeSet;
 pub const DEFAULT_LIFETIME_SECONDS: i64 = 2 * 3600;
 /// Longest lifetime of a link, in seconds.
 pub const MAX_LIFETIME_SECONDS: i64 = 30 * 24 * 3600;
+/// Lifetime of a member's visit, in seconds.
+pub const MEMBER_VISIT_SECONDS: i64 = 12 * 3600;
 /// Lifetime of a code, in seconds.
 pub const CODE_SECONDS: i64 = 60;
 /// The header in which programs send a link's token.
@@ -116,6 +118,9 @@ pub struct ShareRequest {
     /// Absent: the first with an HTTP port.
     #[serde(default)]
     pub service: Option<ServiceName>,
+    /// A further named port of the service; absent: its main one.
+    #[serde(default)]
+    pub port: Option<ServiceName>,
     /// Seconds until it ends; absent: two hours; at most thirty days.
     #[serde(default)]
     pub expires_seconds: Option<i64>,
@@ -148,6 +153,9 @@ pub struct OpenRequest {
     /// Absent: the first with an HTTP port.
     #[serde(default)]
     pub service: Option<ServiceName>,
+    /// A further named port of the service; absent: its main one.
+    #[serde(default)]
+    pub port: Option<ServiceName>,
 }
 
 /// Answer to [`OpenRequest`].

@@ -404,6 +404,21 @@ pub struct UsageReport {
     pub total_seconds: u64,
 }
 
+/// Answer to `POST /v1/keys/rotate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct KeyRotated {
+    /// The new key.
+    pub id: String,
+    /// Until then it is only told to those who verify.
+    #[schema(value_type = String, format = DateTime)]
+    pub signs_from: Timestamp,
+    /// When everything that other keys signed has expired.
+    #[schema(value_type = String, format = DateTime)]
+    pub others_end_at: Timestamp,
+    /// All that verify now.
+    pub keys: Vec<crate::sign::VerifyKey>,
+}
+
 /// `GET /v1/audit`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AuditList {

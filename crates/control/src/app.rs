@@ -1,8 +1,7 @@
 //! What every request handler and task shares: the pool, the signing key, the names of this installation, and the
 //! in-process bells that parked requests listen to.
 
-use crate::hosts::bells::Bells;
-use envforge_api::capability::SigningKey;
+use crate::{dev_hosts::base::Base, hosts::bells::Bells, keys::Keys};
 use sqlx::PgPool;
 use std::{ops::Deref, sync::Arc};
 use tokio_util::sync::CancellationToken;
@@ -16,10 +15,10 @@ pub(crate) struct App(Arc<Shared>);
 pub(crate) struct Shared {
     /// Connections.
     pub(crate) pool: PgPool,
-    /// Signs capabilities.
-    pub(crate) signing: SigningKey,
+    /// Sign links, visits and capabilities.
+    pub(crate) keys: Keys,
     /// Base of public host names.
-    pub(crate) base: String,
+    pub(crate) base: Base,
     /// Rung when intents of a host or what a workspace shows change.
     pub(crate) bells: Bells,
     /// When this replica began to serve.

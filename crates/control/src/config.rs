@@ -22,8 +22,36 @@ pub(crate) struct Secrets {
     pub(crate) owner: Secret,
     /// Bearer token of the local host.
     pub(crate) host: Secret,
-    /// Signs capabilities.
+    /// Bearer token of the local gateway.
+    pub(crate) gateway: Secret,
+    /// The first key that signs.
     pub(crate) signing: SigningKey,
+    /// Seals those after it.
+    pub(crate) sealing: Sealing,
+}
+
+/// Seals signing keys under the master key.
+#[derive(Debug)]
+pub(crate) struct Sealing(SymmetricKey<V4>);
+
+impl Sealing {
+    /// Seals a key.
+    ///
+    /// # Errors
+    /// `internal` without randomness.
+    pub(crate) fn seal(&self, key: &SigningKey) -> Result<String, Problem> {
+        // As text, since a token's payload is one.
+        let text = Secret::new(BASE64.encode(&key.to_bytes()));
+        LocalToken::encrypt(&self.0, text.expose().as_bytes(), None, Some(SIGNING))
+            .map_err(|_| Problem::internal("a signing key could not be sealed"))
+    }
+
+    /// Opens what was sealed under the same master key.
+    pub(crate) fn unseal(&self, sealed: &str) -> Option<SigningKey> {
+        let token = UntrustedToken::<pasetors::Local, V4>::try_from(sealed).ok()?;
+        let opened = LocalToken::decrypt(&self.0, &token, None, Some(SIGNING)).ok()?;
+        SigningKey::from_bytes(&BASE64.decode(opened.payload().as_bytes()).ok()?).ok()
+    }
 }
 
 /// Keeps what is sealed as a signing key apart from whatever else the master key may seal one day.
@@ -48,33 +76,24 @@ pub(crate) fn open(state: &Path) -> Result<Secrets, Problem> {
     let sealing = sealing_key(&master)?;
     let sealed = text(&state.join("signing.key"), || {
         let key = SigningKey::generate().map_err(|_| Problem::internal("no randomness for a signing key"))?;
-        // As text, since a token's payload is one.
-        let text = Secret::new(BASE64.encode(&key.to_bytes()));
-        let sealed = LocalToken::encrypt(&sealing, text.expose().as_bytes(), None, Some(SIGNING))
-            .map_err(|_| Problem::internal("the signing key could not be sealed"))?;
-        Ok(Secret::new(sealed))
+        Ok(Secret::new(sealing.seal(&key)?))
+    })?;
+    let signing = sealing.unseal(sealed.expose()).ok_or_else(|| {
+        Problem::internal("signing.key cannot be opened with master.key; without both, capabilities cannot be signed")
     })?;
     Ok(Secrets {
         owner: text(&state.join("owner.token"), || Ok(Secret::random(32)))?,
         host: text(&state.join("host.token"), || Ok(Secret::random(32)))?,
-        signing: unseal(&sealing, &sealed)?,
+        gateway: text(&state.join("gateway.token"), || Ok(Secret::random(32)))?,
+        signing,
+        sealing,
     })
 }
 
-fn sealing_key(master: &Secret) -> Result<SymmetricKey<V4>, Problem> {
+fn sealing_key(master: &Secret) -> Result<Sealing, Problem> {
     use sha2::Digest;
     let bytes = sha2::Sha256::digest(master.expose().as_bytes());
-    SymmetricKey::<V4>::from(&bytes).map_err(|_| Problem::internal("the master key cannot be used"))
-}
-
-fn unseal(sealing: &SymmetricKey<V4>, sealed: &Secret) -> Result<SigningKey, Problem> {
-    let broken = || {
-        Problem::internal("signing.key cannot be opened with master.key; without both, capabilities cannot be signed")
-    };
-    let token = UntrustedToken::<pasetors::Local, V4>::try_from(sealed.expose()).map_err(|_| broken())?;
-    let opened = LocalToken::decrypt(sealing, &token, None, Some(SIGNING)).map_err(|_| broken())?;
-    let bytes = BASE64.decode(opened.payload().as_bytes()).map_err(|_| broken())?;
-    SigningKey::from_bytes(&bytes).map_err(|_| broken())
+    SymmetricKey::<V4>::from(&bytes).map(Sealing).map_err(|_| Problem::internal("the master key cannot be used"))
 }
 
 /// Reads a one-line file, made with `make` when it is missing. Two replicas that start at once agree: the file
@@ -130,8 +149,10 @@ mod tests {
         let second = open(&dir).expect("second start");
         assert_eq!(first.owner.expose(), second.owner.expose());
         assert_eq!(first.host.expose(), second.host.expose());
+        assert_eq!(first.gateway.expose(), second.gateway.expose());
         assert_eq!(first.signing.verify_key(), second.signing.verify_key());
         assert_ne!(first.owner.expose(), first.host.expose());
+        assert_ne!(first.gateway.expose(), first.host.expose());
         for entry in fs::read_dir(&dir).expect("the directory") {
             let mode = entry.expect("an entry").metadata().expect("metadata").permissions().mode();
             assert_eq!(mode & 0o777, 0o600);

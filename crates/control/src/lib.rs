@@ -8,9 +8,13 @@ mod audit;
 mod commands;
 mod config;
 mod db;
+mod dev_hosts;
+mod gateways;
 mod hosts;
 mod http;
 mod identity;
+mod keys;
+mod links;
 mod projects;
 mod server;
 mod usage;
@@ -28,9 +32,10 @@ pub struct Options {
     pub database_url: envforge_api::secret::Secret,
     /// Where to listen; port 0 lets the kernel choose.
     pub listen: SocketAddr,
-    /// Directory of this replica's secrets: `master.key`, `owner.token`, `host.token` (made on first start, 0600).
+    /// Directory of this replica's secrets: `master.key`, `owner.token`, `host.token`,
+    /// `gateway.token` (made on first start, 0600).
     pub state: PathBuf,
-    /// Base of public host names, such as `dev.localhost`.
+    /// Base of public host names, such as `dev.localhost:8080` or `https://dev.example.com`.
     pub base: String,
 }
 

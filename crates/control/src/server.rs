@@ -4,9 +4,11 @@ use crate::{
     Options,
     app::{App, Shared},
     config, db,
+    dev_hosts::{self, base::Base},
     hosts::{self, bells::Bells},
     http::router::{self, RouteEntry},
     identity,
+    keys::Keys,
 };
 use envforge_api::problem::Problem;
 use std::{future::IntoFuture, net::SocketAddr, time::Duration};
@@ -67,15 +69,18 @@ impl Running {
 /// # Errors
 /// `invalid` for options that cannot be used, `unavailable` without a database or when the address is taken.
 pub async fn start(options: Options) -> Result<Running, Problem> {
+    let base = Base::parse(&options.base)?;
     let secrets = config::open(&options.state)?;
     let pool = db::connect(db::options(&options.database_url)?).await?;
     let owner = std::env::var("USER").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "owner".into());
     identity::store::ensure_local(&pool, &secrets, owner).await.map_err(|failure| *failure.0)?;
+    dev_hosts::fill(&pool).await.map_err(|failure| *failure.0)?;
+    let keys = Keys::open(&pool, secrets.sealing, secrets.signing).await.map_err(|failure| *failure.0)?;
     let stopping = CancellationToken::new();
     let app = App::new(Shared {
         pool,
-        signing: secrets.signing,
-        base: options.base,
+        keys,
+        base,
         bells: Bells::default(),
         started: tokio::time::Instant::now(),
         stopping: stopping.clone(),

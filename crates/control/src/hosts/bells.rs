@@ -1,4 +1,5 @@
-//! In-process wake-ups: one counter per host (its intents changed) and one per workspace (what is shown changed).
+//! In-process wake-ups: one counter per host (its intents changed), one per workspace (what is
+//! shown changed) and one for gateways (anything of that, a revocation, other keys).
 //!
 //! A listener subscribes first and reads the database after, so that nothing that changes in between is missed. A
 //! bell only says "look"; the database says what is so.
@@ -17,6 +18,7 @@ pub(crate) struct Bells {
     hosts: Tower<HostId>,
     workspaces: Tower<WorkspaceId>,
     leases: Tower<CommandId>,
+    feed: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -74,9 +76,20 @@ impl Bells {
         self.hosts.ring(id);
     }
 
+    /// Hears of everything that gateways are told.
+    pub(crate) fn feed(&self) -> watch::Receiver<u64> {
+        self.feed.subscribe()
+    }
+
+    /// A link was revoked, or keys changed.
+    pub(crate) fn ring_feed(&self) {
+        self.feed.send_modify(|count| *count += 1);
+    }
+
     /// What the workspace shows changed.
     pub(crate) fn ring_workspace(&self, id: &WorkspaceId) {
         self.workspaces.ring(id);
+        self.ring_feed();
     }
 
     /// Something may have been missed: everyone looks.
@@ -84,5 +97,6 @@ impl Bells {
         self.hosts.ring_all();
         self.workspaces.ring_all();
         self.leases.ring_all();
+        self.ring_feed();
     }
 }

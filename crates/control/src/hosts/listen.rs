@@ -1,6 +1,6 @@
 //! One LISTEN connection for each replica: what another replica changed rings this one's bells.
 
-use super::store::CHANNEL;
+use super::store::{CHANNEL, FEED};
 use crate::app::App;
 use sqlx::postgres::PgListener;
 use std::time::Duration;
@@ -31,13 +31,21 @@ async fn listen(app: &App) -> Result<(), sqlx::Error> {
     // What was announced while nobody listened.
     app.bells.ring_everyone();
     loop {
-        match listener.try_recv().await? {
-            Some(notification) => match notification.payload().parse() {
+        let notification = listener.try_recv().await?;
+        match notification.as_ref().map(|notification| notification.payload()) {
+            Some(FEED) => {}
+            Some(payload) => match payload.parse() {
                 Ok(host) => app.bells.ring_host(&host),
                 Err(_) => app.bells.ring_everyone(),
             },
             // The connection was lost and made again.
             None => app.bells.ring_everyone(),
         }
+        if notification.is_none_or(|notification| notification.payload() == FEED)
+            && let Err(failure) = app.keys.reload(&app.pool).await
+        {
+            tracing::warn!(problem = %failure.0, "the signing keys could not be read again");
+        }
+        app.bells.ring_feed();
     }
 }

@@ -20,7 +20,7 @@ use envforge_api::{
 /// A host that knows a higher generation than the control plane (whose database was restored) is believed: the
 /// desired state goes on from there + 1.
 pub(crate) async fn register(app: &App, host: &HostId, request: RegisterRequest) -> Result<RegisterAnswer, Failure> {
-    let keys = vec![app.signing.verify_key()];
+    let keys = app.keys.verify_keys();
     let id = host.clone();
     let (epoch, organization, behind, cut) = db::write(&app.pool, move |tx| {
         Box::pin(async move {

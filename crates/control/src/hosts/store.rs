@@ -19,7 +19,35 @@ use std::collections::HashMap;
 /// Channel on which replicas tell each other that a host's intents or leases changed; the payload is its id.
 pub(crate) const CHANNEL: &str = "envforge_intents";
 
-async fn announce(tx: &mut PgConnection, host: &HostId) -> Result<(), Failure> {
+/// Payload of a notification that concerns gateways, and keys.
+pub(crate) const FEED: &str = "feed";
+
+/// Tells the other replicas that gateways have something to hear.
+pub(crate) async fn announce_feed(tx: &mut PgConnection) -> Result<(), Failure> {
+    sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(FEED).execute(tx).await?;
+    Ok(())
+}
+
+/// Has every host sync at once: something that each answer carries changed. Also gateways.
+pub(crate) async fn tell_all(tx: &mut PgConnection) -> Result<Vec<HostId>, Failure> {
+    let ids: Vec<String> = sqlx::query_scalar(
+        "UPDATE hosts SET intent_seq = intent_seq + 1
+         WHERE id IN (SELECT id FROM hosts ORDER BY id FOR UPDATE) RETURNING id",
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    announce_feed(&mut *tx).await?;
+    let mut hosts = Vec::with_capacity(ids.len());
+    for id in ids {
+        let host = id.parse().map_err(|_| unreadable("host id"))?;
+        announce(&mut *tx, &host).await?;
+        hosts.push(host);
+    }
+    Ok(hosts)
+}
+
+/// Tells the other replicas that a host has something to hear.
+pub(crate) async fn announce(tx: &mut PgConnection, host: &HostId) -> Result<(), Failure> {
     sqlx::query("SELECT pg_notify($1, $2)").bind(CHANNEL).bind(host.as_str()).execute(tx).await?;
     Ok(())
 }
@@ -120,6 +148,7 @@ pub(crate) async fn anchor(
 pub(crate) struct Presence {
     pub(crate) last_sync_at: Option<Timestamp>,
     pub(crate) local_socket: Option<String>,
+    pub(crate) dial_socket: Option<String>,
 }
 
 /// Every host of an organization.
@@ -137,7 +166,8 @@ pub(crate) async fn presences(
             let registration = row.try_get::<Option<Json<RegisterRequest>>, _>("registration")?.map(|json| json.0);
             let presence = Presence {
                 last_sync_at: row.try_get::<Option<Time>, _>("last_sync_at")?.map(|time| time.0),
-                local_socket: registration.and_then(|r| r.local_socket),
+                local_socket: registration.as_ref().and_then(|r| r.local_socket.clone()),
+                dial_socket: registration.and_then(|r| r.dial_socket),
             };
             Ok((id, presence))
         })

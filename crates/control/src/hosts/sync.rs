@@ -8,10 +8,10 @@ use crate::{
     app::App,
     audit,
     commands::{self, progress},
-    db,
+    db, dev_hosts, gateways,
     http::errors::Failure,
     usage,
-    workspaces::{self, labels, store::Updated},
+    workspaces::{self, store::Updated},
 };
 use envforge_api::{
     command::{ActReport, CommandKind, LeasedAct},
@@ -67,11 +67,13 @@ pub(crate) async fn sync(app: &App, host: &HostId, request: SyncRequest) -> Resu
     if !runs.is_empty() {
         commands::store::offered(&app.pool, &runs).await?;
     }
+    let traffic = gateways::traffic(app, host).await?;
     Ok(SyncAnswer {
+        traffic,
         intent_seq,
         intents,
         leases,
-        keys: vec![app.signing.verify_key()],
+        keys: app.keys.verify_keys(),
         revoked: Vec::new(),
         stored_readings,
         recorded_acts,
@@ -92,7 +94,11 @@ async fn park(
         bell.mark_unchanged();
         let (epoch, newest) = store::position(&app.pool, host).await?;
         check(epoch, given)?;
-        if wait_ms == 0 || newest != seq || store::lease_waits(&app.pool, host).await? {
+        if wait_ms == 0
+            || newest != seq
+            || store::lease_waits(&app.pool, host).await?
+            || gateways::store::traffic_waits(&app.pool, host).await?
+        {
             return Ok(());
         }
         // The bell is enough; the look every five seconds is for a lease whose first answer was lost.
@@ -146,7 +152,7 @@ async fn intents(
             hold_until: row.desired.hold_until,
             revision: row.desired.revision,
             spec: row.spec.clone(),
-            urls: labels::urls(&row.spec, &row.label, &row.organization_slug, &app.base),
+            urls: row.urls(&app.base),
         })
         .collect();
     Ok((newest, intents))
@@ -168,6 +174,9 @@ async fn accept(app: &App, host: &HostId, epoch: HostEpoch, report: WorkspaceRep
                 Updated::NotNewer => return Ok(false),
                 Updated::Stored { shown } => shown,
             };
+            if row.faces() != report.faces {
+                dev_hosts::ensure(&mut *tx, &row, &row.spec, &report.faces).await?;
+            }
             let mut ended = false;
             for command in commands::store::open(&mut *tx, &row.id).await? {
                 let progress = progress::judge(&command, &report);
@@ -176,6 +185,7 @@ async fn accept(app: &App, host: &HostId, epoch: HostEpoch, report: WorkspaceRep
                 ended |= state.is_final();
                 if command.kind == CommandKind::DeleteWorkspace && state == CommandState::Succeeded {
                     workspaces::store::gone(&mut *tx, &row.id).await?;
+                    dev_hosts::store::remove(&mut *tx, &row.id).await?;
                     commands::store::end_rest(&mut *tx, &row.id).await?;
                     store::end_leases(&mut *tx, &row.id).await?;
                     let (by, target) = (host.as_str(), row.slug.as_str());

@@ -1,7 +1,8 @@
 //! Who asks, and whether they may: one middleware for every route, and the checks on single workspaces.
 //!
 //! Authentication alone grants nothing: a route's action is looked up in the role matrix. A host's token speaks the
-//! host protocol only, or, with [`ACTING_AS`], public routes in the name of one of its workspaces.
+//! host protocol only, or, with [`ACTING_AS`], public routes in the name of one of its workspaces; a gateway's token
+//! speaks the gateway protocol only.
 
 use super::errors::{Failure, not_found, unauthenticated};
 use crate::{app::App, identity, workspaces::store::Row};
@@ -12,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use envforge_api::{
-    ids::{HostId, OrganizationId, PrincipalId, WorkspaceId},
+    ids::{GatewayId, HostId, OrganizationId, PrincipalId, WorkspaceId},
     role::{Action, Role, Verdict},
 };
 
@@ -35,6 +36,8 @@ pub(crate) enum Caller {
     Person { id: PrincipalId, name: String, organization: OrganizationId, role: Role },
     /// A host daemon for itself.
     Host { id: HostId, organization: OrganizationId },
+    /// A gateway for itself.
+    Gateway { id: GatewayId, organization: OrganizationId },
     /// A workspace's shell, vouched for by its host. Acts with the name of its owner.
     Workspace { id: WorkspaceId, owner: PrincipalId, owner_name: String, organization: OrganizationId },
 }
@@ -57,16 +60,34 @@ impl Caller {
                 | Action::SeeUsage
                 | Action::SeeSelf => Verdict::No,
             },
+            Self::Gateway { .. } => match action {
+                Action::ActAsGateway | Action::Public => Verdict::Yes,
+                Action::ActAsHost
+                | Action::ManageOrganization
+                | Action::EndOrganization
+                | Action::ManageProject
+                | Action::UseWorkspace
+                | Action::DeleteWorkspace
+                | Action::ShareLinks
+                | Action::SeeWorkspace
+                | Action::SeeUsage
+                | Action::SeeSelf => Verdict::No,
+            },
             Self::Workspace { .. } => match (action, scope) {
                 (Action::Public | Action::SeeSelf, _) => Verdict::Yes,
-                (Action::UseWorkspace | Action::SeeWorkspace | Action::SeeUsage, Scope::Workspace) => Verdict::Own,
-                (Action::UseWorkspace | Action::SeeWorkspace | Action::SeeUsage, Scope::Organization)
+                (
+                    Action::UseWorkspace | Action::SeeWorkspace | Action::SeeUsage | Action::ShareLinks,
+                    Scope::Workspace,
+                ) => Verdict::Own,
+                (
+                    Action::UseWorkspace | Action::SeeWorkspace | Action::SeeUsage | Action::ShareLinks,
+                    Scope::Organization,
+                )
                 | (
                     Action::ManageOrganization
                     | Action::EndOrganization
                     | Action::ManageProject
                     | Action::DeleteWorkspace
-                    | Action::ShareLinks
                     | Action::ActAsHost
                     | Action::ActAsGateway,
                     _,
@@ -80,6 +101,7 @@ impl Caller {
         match self {
             Self::Person { organization, .. }
             | Self::Host { organization, .. }
+            | Self::Gateway { organization, .. }
             | Self::Workspace { organization, .. } => organization,
         }
     }
@@ -100,9 +122,9 @@ impl Allowed {
         workspace.organization == *self.caller.organization()
             && match (&self.caller, self.verdict) {
                 (Caller::Workspace { id, .. }, _) => *id == workspace.id,
-                (Caller::Person { .. } | Caller::Host { .. }, Verdict::Yes) => true,
+                (Caller::Person { .. } | Caller::Host { .. } | Caller::Gateway { .. }, Verdict::Yes) => true,
                 (Caller::Person { id, .. }, Verdict::Own) => *id == workspace.owner,
-                (Caller::Host { .. }, Verdict::Own) | (_, Verdict::No) => false,
+                (Caller::Host { .. } | Caller::Gateway { .. }, Verdict::Own) | (_, Verdict::No) => false,
             }
     }
 
@@ -118,6 +140,7 @@ impl Allowed {
         match &self.caller {
             Caller::Person { name, .. } => name.clone(),
             Caller::Host { id, .. } => id.to_string(),
+            Caller::Gateway { id, .. } => id.to_string(),
             Caller::Workspace { owner_name, .. } => owner_name.clone(),
         }
     }
@@ -125,12 +148,12 @@ impl Allowed {
     /// The person behind the request: a workspace acts for its owner.
     ///
     /// # Errors
-    /// `not_found` for a host, which acts for nobody.
+    /// `not_found` for a host or a gateway, which act for nobody.
     pub(crate) fn person(&self) -> Result<PrincipalId, Failure> {
         match &self.caller {
             Caller::Person { id, .. } => Ok(id.clone()),
             Caller::Workspace { owner, .. } => Ok(owner.clone()),
-            Caller::Host { .. } => Err(not_found("that")),
+            Caller::Host { .. } | Caller::Gateway { .. } => Err(not_found("that")),
         }
     }
 
@@ -141,7 +164,18 @@ impl Allowed {
     pub(crate) fn host(&self) -> Result<HostId, Failure> {
         match &self.caller {
             Caller::Host { id, .. } => Ok(id.clone()),
-            Caller::Person { .. } | Caller::Workspace { .. } => Err(not_found("that")),
+            Caller::Person { .. } | Caller::Workspace { .. } | Caller::Gateway { .. } => Err(not_found("that")),
+        }
+    }
+
+    /// The gateway that speaks.
+    ///
+    /// # Errors
+    /// `not_found` for anyone else.
+    pub(crate) fn gateway(&self) -> Result<GatewayId, Failure> {
+        match &self.caller {
+            Caller::Gateway { id, .. } => Ok(id.clone()),
+            Caller::Person { .. } | Caller::Workspace { .. } | Caller::Host { .. } => Err(not_found("that")),
         }
     }
 }
@@ -193,7 +227,9 @@ async fn admit(demand: &Demand, headers: &HeaderMap) -> Result<Allowed, Failure>
                 .ok_or_else(|| not_found("that"))?
         }
         // Only a host vouches for workspaces.
-        (Caller::Person { .. } | Caller::Workspace { .. }, Some(_)) => return Err(not_found("that")),
+        (Caller::Person { .. } | Caller::Workspace { .. } | Caller::Gateway { .. }, Some(_)) => {
+            return Err(not_found("that"));
+        }
     };
     match caller.may(demand.action, demand.scope) {
         Verdict::No => Err(not_found("that")),

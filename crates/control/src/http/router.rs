@@ -1,7 +1,7 @@
 //! Every route, each registered through [`Routes::mount`] with the one action it needs. There is no other way in.
 
 use super::auth::{Demand, Scope, guard};
-use crate::{app::App, audit, commands, hosts, identity, projects, usage, workspaces};
+use crate::{app::App, audit, commands, gateways, hosts, identity, keys, links, projects, usage, workspaces};
 use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state, response::IntoResponse};
 use envforge_api::role::Action;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -62,7 +62,10 @@ impl Routes {
 
 /// The router, its description and the table of what was mounted.
 pub(crate) fn build(app: &App) -> (Router, OpenApi, Vec<RouteEntry>) {
-    use Action::{ActAsHost, DeleteWorkspace, ManageProject, Public, SeeSelf, SeeUsage, SeeWorkspace, UseWorkspace};
+    use Action::{
+        ActAsGateway, ActAsHost, DeleteWorkspace, ManageOrganization, ManageProject, Public, SeeSelf, SeeUsage,
+        SeeWorkspace, ShareLinks, UseWorkspace,
+    };
     use Scope::{Organization, Workspace};
     let routes = Routes { app: app.clone(), router: super::openapi::base(), table: Vec::new() }
         .mount(Public, Organization, routes!(super::openapi::healthz))
@@ -86,6 +89,17 @@ pub(crate) fn build(app: &App) -> (Router, OpenApi, Vec<RouteEntry>) {
         .mount(UseWorkspace, Workspace, routes!(commands::http::cancel))
         .mount(SeeUsage, Workspace, routes!(usage::http::of_workspace))
         .mount(ManageProject, Organization, routes!(audit::http::list))
+        .mount(ShareLinks, Workspace, routes!(links::http::issue))
+        .mount(SeeWorkspace, Workspace, routes!(links::http::list))
+        .mount(ShareLinks, Workspace, routes!(links::http::revoke))
+        .mount(UseWorkspace, Workspace, routes!(links::http::open))
+        .mount(ManageOrganization, Organization, routes!(keys::http::rotate))
+        .mount(ActAsGateway, Organization, routes!(gateways::http::feed))
+        .mount(ActAsGateway, Organization, routes!(gateways::http::codes))
+        .mount(ActAsGateway, Organization, routes!(gateways::http::visits))
+        .mount(ActAsGateway, Organization, routes!(gateways::http::routes))
+        .mount(ActAsGateway, Organization, routes!(gateways::http::wakes))
+        .mount(ActAsGateway, Organization, routes!(gateways::http::activity))
         .mount(ActAsHost, Organization, routes!(hosts::http::register))
         .mount(ActAsHost, Organization, routes!(hosts::http::sync));
     let (router, description) = routes.router.split_for_parts();

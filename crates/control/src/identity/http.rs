@@ -24,6 +24,6 @@ pub(crate) async fn whoami(State(app): State<App>, allowed: Allowed) -> Answer<W
             let row = workspaces::store::by_id(&app.pool, &id).await?.ok_or_else(|| not_found("that"))?;
             Ok(Json(Whoami { principal: owner, name: owner_name, organization, role: None, workspace: Some(row.slug) }))
         }
-        Caller::Host { .. } => Err(not_found("that")),
+        Caller::Host { .. } | Caller::Gateway { .. } => Err(not_found("that")),
     }
 }

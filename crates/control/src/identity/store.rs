@@ -9,11 +9,12 @@ use crate::{
     },
 };
 use envforge_api::{
-    ids::{HostId, OrganizationId, PrincipalId, TokenId, WorkspaceId},
+    ids::{GatewayId, HostId, OrganizationId, PrincipalId, TokenId, WorkspaceId},
     names::Slug,
+    role::{Action, Role, Verdict},
 };
 use sha2::{Digest, Sha256};
-use sqlx::{PgPool, Row as _};
+use sqlx::{PgConnection, PgPool, Row as _};
 
 /// Slug of the organization of a local installation.
 const LOCAL: &str = "local";
@@ -22,85 +23,74 @@ fn hash(token: &str) -> Vec<u8> {
     Sha256::digest(token.as_bytes()).to_vec()
 }
 
-/// Makes what a local installation has, where it is missing: organization, owner, host and their tokens.
+/// Makes what a local installation has, where it is missing: organization, owner, host, gateway and their tokens.
+///
+/// A token that is not known belongs to a state directory that was made again: whoever is there gets it.
 pub(crate) async fn ensure_local(pool: &PgPool, secrets: &Secrets, owner: String) -> Result<(), Failure> {
-    let owner_hash = hash(secrets.owner.expose());
-    let host_hash = hash(secrets.host.expose());
+    let hashes = [&secrets.owner, &secrets.host, &secrets.gateway].map(|token| hash(token.expose()));
     db::write(pool, move |tx| {
         Box::pin(async move {
             // Replicas that start at once take turns.
             sqlx::query("SELECT pg_advisory_xact_lock(7310578)").execute(&mut *tx).await?;
-            sqlx::query(
-                "INSERT INTO organizations (id, slug, label) VALUES ($1, $2, $2) ON CONFLICT (slug) DO NOTHING",
+            let organization: String = sqlx::query_scalar(
+                "WITH made AS (INSERT INTO organizations (id, slug, label) VALUES ($1, $2, $2)
+                     ON CONFLICT (slug) DO NOTHING RETURNING id)
+                 SELECT id FROM made UNION ALL SELECT id FROM organizations WHERE slug = $2 LIMIT 1",
             )
             .bind(OrganizationId::generate().as_str())
             .bind(LOCAL)
-            .execute(&mut *tx)
+            .fetch_one(&mut *tx)
             .await?;
-            let organization: String = sqlx::query_scalar("SELECT id FROM organizations WHERE slug = $1")
-                .bind(LOCAL)
-                .fetch_one(&mut *tx)
-                .await?;
-            let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM tokens WHERE hash = $1)")
-                .bind(&owner_hash)
-                .fetch_one(&mut *tx)
-                .await?;
-            if !known {
-                // The state directory was made again: the same owner gets the new token.
-                let present: Option<String> = sqlx::query_scalar(
-                    "SELECT id FROM principals WHERE organization_id = $1 AND role = 'owner' ORDER BY id LIMIT 1",
+            let [owner_hash, host_hash, gateway_hash] = &hashes;
+            if !is_known(&mut *tx, owner_hash).await? {
+                let principal: String = sqlx::query_scalar(
+                    "WITH present AS (SELECT id FROM principals WHERE organization_id = $2 AND role = 'owner'
+                         ORDER BY id LIMIT 1),
+                     made AS (INSERT INTO principals (id, organization_id, name, role)
+                         SELECT $1, $2, $3, 'owner' WHERE NOT EXISTS (SELECT FROM present) RETURNING id)
+                     SELECT id FROM present UNION ALL SELECT id FROM made",
                 )
+                .bind(PrincipalId::generate().as_str())
                 .bind(&organization)
-                .fetch_optional(&mut *tx)
+                .bind(&owner)
+                .fetch_one(&mut *tx)
                 .await?;
-                let principal = match present {
-                    Some(principal) => principal,
-                    None => {
-                        let principal = String::from(PrincipalId::generate());
-                        sqlx::query(
-                            "INSERT INTO principals (id, organization_id, name, role) VALUES ($1, $2, $3, 'owner')",
-                        )
-                        .bind(&principal)
-                        .bind(&organization)
-                        .bind(&owner)
-                        .execute(&mut *tx)
-                        .await?;
-                        principal
-                    }
-                };
                 sqlx::query("INSERT INTO tokens (hash, id, principal_id) VALUES ($1, $2, $3)")
-                    .bind(&owner_hash)
+                    .bind(owner_hash)
                     .bind(TokenId::generate().as_str())
                     .bind(&principal)
                     .execute(&mut *tx)
                     .await?;
             }
-            let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM tokens WHERE hash = $1)")
-                .bind(&host_hash)
+            if !is_known(&mut *tx, host_hash).await? {
+                let host: String = sqlx::query_scalar(
+                    "WITH present AS (SELECT id FROM hosts WHERE organization_id = $2 ORDER BY id LIMIT 1),
+                     made AS (INSERT INTO hosts (id, organization_id)
+                         SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM present) RETURNING id)
+                     SELECT id FROM present UNION ALL SELECT id FROM made",
+                )
+                .bind(HostId::generate().as_str())
+                .bind(&organization)
                 .fetch_one(&mut *tx)
                 .await?;
-            if !known {
-                let present: Option<String> =
-                    sqlx::query_scalar("SELECT id FROM hosts WHERE organization_id = $1 ORDER BY id LIMIT 1")
-                        .bind(&organization)
-                        .fetch_optional(&mut *tx)
-                        .await?;
-                let host = match present {
-                    Some(host) => host,
-                    None => {
-                        let host = String::from(HostId::generate());
-                        sqlx::query("INSERT INTO hosts (id, organization_id) VALUES ($1, $2)")
-                            .bind(&host)
-                            .bind(&organization)
-                            .execute(&mut *tx)
-                            .await?;
-                        host
-                    }
-                };
                 sqlx::query("INSERT INTO tokens (hash, id, host_id) VALUES ($1, $2, $3)")
-                    .bind(&host_hash)
+                    .bind(host_hash)
                     .bind(TokenId::generate().as_str())
                     .bind(&host)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            if !is_known(&mut *tx, gateway_hash).await? {
+                let gateway = GatewayId::generate();
+                sqlx::query("INSERT INTO gateways (id, organization_id) VALUES ($1, $2)")
+                    .bind(gateway.as_str())
+                    .bind(&organization)
+                    .execute(&mut *tx)
+                    .await?;
+                sqlx::query("INSERT INTO tokens (hash, id, gateway_id) VALUES ($1, $2, $3)")
+                    .bind(gateway_hash)
+                    .bind(TokenId::generate().as_str())
+                    .bind(gateway.as_str())
                     .execute(&mut *tx)
                     .await?;
             }
@@ -110,11 +100,17 @@ pub(crate) async fn ensure_local(pool: &PgPool, secrets: &Secrets, owner: String
     .await
 }
 
+async fn is_known(tx: &mut PgConnection, hash: &[u8]) -> Result<bool, Failure> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM tokens WHERE hash = $1)").bind(hash).fetch_one(tx).await?)
+}
+
 /// Who holds the token, if anyone.
 pub(crate) async fn bearer(pool: &PgPool, token: &str) -> Result<Option<Caller>, Failure> {
     let row = sqlx::query(
-        "SELECT p.id AS person, p.name, p.role, h.id AS host, coalesce(p.organization_id, h.organization_id) AS org
+        "SELECT p.id AS person, p.name, p.role, h.id AS host, g.id AS gateway,
+             coalesce(p.organization_id, h.organization_id, g.organization_id) AS org
          FROM tokens t LEFT JOIN principals p ON p.id = t.principal_id LEFT JOIN hosts h ON h.id = t.host_id
+             LEFT JOIN gateways g ON g.id = t.gateway_id
          WHERE t.hash = $1 AND (t.expires_at IS NULL OR t.expires_at > now())",
     )
     .bind(hash(token))
@@ -126,6 +122,10 @@ pub(crate) async fn bearer(pool: &PgPool, token: &str) -> Result<Option<Caller>,
     if let Some(host) = row.try_get::<Option<String>, _>("host")? {
         let id = host.parse().map_err(|_| unreadable("host id"))?;
         return Ok(Some(Caller::Host { id, organization }));
+    }
+    if let Some(gateway) = row.try_get::<Option<String>, _>("gateway")? {
+        let id = gateway.parse().map_err(|_| unreadable("gateway id"))?;
+        return Ok(Some(Caller::Gateway { id, organization }));
     }
     Ok(Some(Caller::Person {
         id: row.try_get::<String, _>("person")?.parse().map_err(|_| unreadable("principal id"))?,
@@ -157,6 +157,23 @@ pub(crate) async fn as_workspace(
         owner_name: row.try_get("name")?,
         organization: organization.clone(),
     }))
+}
+
+/// The name of a member who may use workspaces.
+pub(crate) async fn member(
+    pool: &PgPool,
+    organization: &OrganizationId,
+    id: &PrincipalId,
+) -> Result<Option<String>, Failure> {
+    let row = sqlx::query("SELECT name, role FROM principals WHERE id = $1 AND organization_id = $2")
+        .bind(id.as_str())
+        .bind(organization.as_str())
+        .fetch_optional(pool)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let role: Role = row.try_get::<String, _>("role")?.parse().map_err(|_| unreadable("role"))?;
+    let may = role.may(Action::UseWorkspace) == Verdict::Yes;
+    Ok(if may { Some(row.try_get("name")?) } else { None })
 }
 
 /// An organization's slug.

@@ -8,8 +8,9 @@ use crate::{
     app::App,
     audit,
     commands::{self, store::NewCommand},
-    db, hosts,
+    db, dev_hosts, hosts,
     http::errors::{Failure, not_found},
+    links,
 };
 use envforge_api::{
     command::{CommandKind, CommandView},
@@ -102,6 +103,14 @@ pub(crate) async fn within(
         Some(desired) => bump(&mut *tx, row, row.generation.next(), desired).await?,
         None => row.generation,
     };
+    if decision.desired.as_ref().is_some_and(|desired| desired.revision != row.desired.revision) {
+        // The newer revision may have services that the one before had not.
+        let moved = store::by_id(&mut *tx, &row.id).await?.ok_or_else(|| not_found("that workspace"))?;
+        dev_hosts::ensure(&mut *tx, &moved, &moved.spec, moved.faces()).await?;
+    }
+    if *request == Request::Delete {
+        links::store::end_all(&mut *tx, &row.id).await?;
+    }
     end_others(&mut *tx, row, &decision).await?;
     let id = CommandId::generate();
     let order = request.order();

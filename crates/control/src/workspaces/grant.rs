@@ -35,6 +35,9 @@ pub(crate) async fn grant(
     if rights.is_empty() {
         return Err(Problem::invalid("no right is asked for", "name at least one, such as `attach`").into());
     }
+    if rights.contains(&Right::Dial) {
+        return Err(Problem::invalid("`dial` is a right of gateways", "ask for other rights").into());
+    }
     if let Some(wanted) = &service
         && !row.spec.services.iter().any(|service| service.name == *wanted)
     {
@@ -68,7 +71,7 @@ pub(crate) async fn grant(
         service,
         expires_at,
     };
-    let token = app.signing.sign(&capability).map_err(|_| Problem::internal("a capability could not be signed"))?;
+    let token = app.keys.sign(&capability)?;
     Ok(Grant {
         host: row.host.clone(),
         workspace: row.id.clone(),

@@ -15,7 +15,7 @@ use crate::{
         errors::{Failure, not_found},
         extract::{Answer, Asked, At, Body},
     },
-    usage,
+    links, usage,
 };
 use axum::{Json, extract::State};
 use envforge_api::{
@@ -48,10 +48,14 @@ async fn views(app: &App, allowed: &Allowed, rows: &[Row]) -> Result<Vec<Workspa
     let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
     let sessions = usage::store::open_sessions(&app.pool, &ids).await?;
     let presences = hosts::store::presences(&app.pool, allowed.caller.organization()).await?;
+    let mut links = links::store::valid(&app.pool, &ids).await?;
     let now = Timestamp::now();
     Ok(rows
         .iter()
-        .map(|row| view::assemble(row, sessions.get(&row.id), presences.get(&row.host), &app.base, now))
+        .map(|row| {
+            let links = links.remove(&row.id).unwrap_or_default();
+            view::assemble(row, sessions.get(&row.id), presences.get(&row.host), links, &app.base, now)
+        })
         .collect())
 }
 

@@ -3,7 +3,6 @@
 pub(crate) mod act;
 pub(crate) mod grant;
 pub(crate) mod http;
-pub(crate) mod labels;
 pub(crate) mod lifecycle;
 pub(crate) mod open;
 pub(crate) mod placement;

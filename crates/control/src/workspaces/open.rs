@@ -12,7 +12,7 @@ use crate::{
     app::App,
     audit,
     commands::{self, store::NewCommand},
-    db, hosts,
+    db, dev_hosts, hosts,
     http::{
         auth::{Allowed, Caller},
         errors::{Failure, not_found},
@@ -228,6 +228,8 @@ impl Making {
             };
             if store::insert(&mut *tx, new).await? {
                 self.record(&mut *tx, &id, slug).await?;
+                let row = store::by_id(&mut *tx, &id).await?.ok_or_else(|| not_found("that workspace"))?;
+                dev_hosts::ensure(&mut *tx, &row, &row.spec, &[]).await?;
                 let row = store::by_id(&mut *tx, &id).await?.ok_or_else(|| not_found("that workspace"))?;
                 return Ok((row, true));
             }

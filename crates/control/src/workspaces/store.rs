@@ -3,18 +3,20 @@
 use super::lifecycle::Desired;
 use crate::{
     db::{Time, big, small},
+    dev_hosts::base::Base,
     http::errors::{Failure, unreadable},
 };
 use envforge_api::{
+    dev_host::HostLabel,
     generation::{Generation, HostEpoch, IntentSeq, Revision},
-    host::WorkspaceReport,
+    host::{Face, WorkspaceReport},
     ids::{HostId, OrganizationId, PrincipalId, ProjectId, WorkspaceId},
-    names::{Branch, Slug},
+    names::{Branch, ServiceName, Slug},
     project::ProjectSpec,
     time::Timestamp,
 };
 use sqlx::{PgConnection, PgExecutor, Row as _, postgres::PgRow, types::Json};
-use std::str::FromStr;
+use std::{collections::BTreeMap, str::FromStr};
 
 /// A workspace with what it refers to.
 #[derive(Debug, Clone)]
@@ -22,6 +24,8 @@ pub(crate) struct Row {
     pub(crate) id: WorkspaceId,
     pub(crate) organization: OrganizationId,
     pub(crate) organization_slug: Slug,
+    /// The organization's part of public host names.
+    pub(crate) organization_label: String,
     pub(crate) project: Slug,
     pub(crate) host: HostId,
     pub(crate) owner: PrincipalId,
@@ -41,15 +45,33 @@ pub(crate) struct Row {
     pub(crate) newest: Revision,
     /// The project at the desired revision.
     pub(crate) spec: ProjectSpec,
+    /// The dev host of each service.
+    pub(crate) hosts: BTreeMap<ServiceName, HostLabel>,
+}
+
+impl Row {
+    /// What its host said that services show; empty before any file was read.
+    pub(crate) fn faces(&self) -> &[Face] {
+        self.report.as_ref().map(|report| report.faces.as_slice()).unwrap_or_default()
+    }
+
+    /// The public origin of each service of the project.
+    pub(crate) fn urls(&self, base: &Base) -> BTreeMap<ServiceName, String> {
+        let origin = |name: &ServiceName| Some((name.clone(), base.origin(self.hosts.get(name)?)));
+        self.spec.services.iter().filter_map(|service| origin(&service.name)).collect()
+    }
 }
 
 /// Completes the query that every reader of a [`Row`] uses.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT w.id, w.organization_id, o.slug AS organization_slug, p.slug AS project, p.revision AS newest,
+            "SELECT w.id, w.organization_id, o.slug AS organization_slug,
+                o.label AS organization_label, p.slug AS project, p.revision AS newest,
                 w.host_id, w.owner_id, u.name AS owner_name, w.slug, w.label, w.branch, w.from_ref, w.generation,
-                w.desired, w.desired_at, w.version, w.report, w.report_epoch, w.created_at, r.spec
+                w.desired, w.desired_at, w.version, w.report, w.report_epoch, w.created_at, r.spec,
+                (SELECT coalesce(jsonb_object_agg(d.service, d.label), '{}') FROM dev_hosts d
+                 WHERE d.workspace_id = w.id AND d.port = '') AS hosts
              FROM workspaces w
              JOIN organizations o ON o.id = w.organization_id
              JOIN projects p ON p.id = w.project_id
@@ -74,6 +96,7 @@ fn read(row: &PgRow) -> Result<Row, Failure> {
         id: word(row, "id")?,
         organization: word(row, "organization_id")?,
         organization_slug: word(row, "organization_slug")?,
+        organization_label: row.try_get("organization_label")?,
         project: word(row, "project")?,
         host: word(row, "host_id")?,
         owner: word(row, "owner_id")?,
@@ -91,6 +114,7 @@ fn read(row: &PgRow) -> Result<Row, Failure> {
         created_at: row.try_get::<Time, _>("created_at")?.0,
         newest: Revision(number(row, "newest")?),
         spec: row.try_get::<Json<ProjectSpec>, _>("spec")?.0,
+        hosts: row.try_get::<Json<BTreeMap<ServiceName, HostLabel>>, _>("hosts")?.0,
     })
 }
 
@@ -156,6 +180,37 @@ pub(crate) async fn changed_since(db: impl PgExecutor<'_>, host: &HostId, seq: I
         .fetch_all(db)
         .await?;
     read_all(&rows)
+}
+
+/// Those of an organization that changed since a point of the feed.
+pub(crate) async fn changed(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    since: u64,
+) -> Result<Vec<Row>, Failure> {
+    let rows = sqlx::query(select!("w.organization_id = $1 AND w.changed >= $2::text::xid8 ORDER BY w.id"))
+        .bind(organization.as_str())
+        .bind(since.to_string())
+        .fetch_all(db)
+        .await?;
+    read_all(&rows)
+}
+
+/// Those that were deleted since a point of the feed, and when.
+pub(crate) async fn gone_since(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    since: u64,
+) -> Result<Vec<(WorkspaceId, Timestamp)>, Failure> {
+    let rows = sqlx::query(
+        "SELECT id, deleted_at FROM workspaces
+         WHERE organization_id = $1 AND changed >= $2::text::xid8 AND deleted_at IS NOT NULL ORDER BY id",
+    )
+    .bind(organization.as_str())
+    .bind(since.to_string())
+    .fetch_all(db)
+    .await?;
+    rows.iter().map(|row| Ok((word(row, "id")?, row.try_get::<Time, _>("deleted_at")?.0))).collect()
 }
 
 /// A workspace that is about to be made.

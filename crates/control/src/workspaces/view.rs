@@ -1,10 +1,10 @@
 //! A workspace as it is shown: what should be, what its host last said, what the meter says. Pure.
 
-use super::{labels, store::Row};
-use crate::{hosts::store::Presence, usage::store::OpenSession};
+use super::store::Row;
+use crate::{dev_hosts::base::Base, hosts::store::Presence, usage::store::OpenSession};
 use envforge_api::{
     host::{DesiredShell, WorkspaceReport},
-    public::{BillingView, ResourceView, RuntimeView, ServiceView, WorkspaceView},
+    public::{BillingView, LinkView, ResourceView, RuntimeView, ServiceView, WorkspaceView},
     states::{BillingState, Health, RuntimeState, ServiceKind, ServiceState, ShellState, Stated},
     time::Timestamp,
 };
@@ -17,7 +17,8 @@ pub(crate) fn assemble(
     row: &Row,
     session: Option<&OpenSession>,
     presence: Option<&Presence>,
-    base: &str,
+    links: Vec<LinkView>,
+    base: &Base,
     now: Timestamp,
 ) -> WorkspaceView {
     let report = row.report.as_ref();
@@ -32,7 +33,7 @@ pub(crate) fn assemble(
         version: row.version,
         shell: shell(row, report),
         runtime: RuntimeView {
-            stated: runtime(row, report),
+            stated: runtime(row),
             size: report.and_then(|report| report.size).or(row.spec.runtime.size),
             generation: row.generation,
         },
@@ -44,7 +45,7 @@ pub(crate) fn assemble(
             session_started_at: session.map(|session| session.started_at),
             session_seconds: session.map(|session| session.observed_ms / 1000),
         },
-        links: Vec::new(),
+        links,
         diagnostics: report.map(|report| report.diagnostics.clone()).unwrap_or_default(),
         activity: report.map(|report| report.activity.clone()).unwrap_or_default(),
         host_lost_since: (now.duration_since(heard).as_secs() > LOST_SECONDS).then_some(heard),
@@ -66,7 +67,8 @@ fn shell(row: &Row, report: Option<&WorkspaceReport>) -> Stated<ShellState> {
 }
 
 /// What was asked shows at once: the host may hear of it a moment later.
-fn runtime(row: &Row, report: Option<&WorkspaceReport>) -> Stated<RuntimeState> {
+pub(crate) fn runtime(row: &Row) -> Stated<RuntimeState> {
+    let report = row.report.as_ref();
     let awake = row.desired.awake();
     let Some(report) = report else {
         return if awake {
@@ -86,8 +88,8 @@ fn runtime(row: &Row, report: Option<&WorkspaceReport>) -> Stated<RuntimeState> 
     }
 }
 
-fn services(row: &Row, report: Option<&WorkspaceReport>, base: &str) -> Vec<ServiceView> {
-    let urls = labels::urls(&row.spec, &row.label, &row.organization_slug, base);
+fn services(row: &Row, report: Option<&WorkspaceReport>, base: &Base) -> Vec<ServiceView> {
+    let urls = row.urls(base);
     let reported = report.map(|report| report.services.as_slice()).unwrap_or_default();
     if reported.is_empty() {
         // No manifest was read yet: the project at least names its services.

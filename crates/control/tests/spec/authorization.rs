@@ -4,42 +4,54 @@ use crate::support::installation::Installation;
 use axum::http::Method;
 use envforge_api::{
     ids::CommandId,
+    link::Shared,
     public::{Opened, WorkspaceList},
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 /// Who asks, in the order of the columns below.
-const CALLERS: [&str; 8] = ["owner", "admin", "developer", "viewer", "billing", "workspace", "host", "none"];
+const CALLERS: [&str; 9] = ["owner", "admin", "developer", "viewer", "billing", "workspace", "host", "gateway", "none"];
 
 /// Method, path, body, and who gets through (`y`), not found (`-`), unauthenticated (`0`), one letter a caller.
 ///
 /// The workspace belongs to the owner, so what a developer may do to his own only is `-` here.
 const CASES: &[(&str, &str, &str, &str)] = &[
-    ("GET", "/healthz", "", "yyyyyyyy"),
-    ("GET", "/v1/openapi.json", "", "yyyyyyyy"),
-    ("GET", "/v1/whoami", "", "yyyyyy-0"),
-    ("GET", "/v1/projects", "", "yyyy---0"),
-    ("GET", "/v1/projects/{project}", "", "yyyy---0"),
-    ("PUT", "/v1/projects/{project}", "", "yy-----0"),
-    ("POST", "/v1/workspaces/open", r#"{"name":"ws","create":true}"#, "yyy--y-0"),
-    ("GET", "/v1/workspaces", "", "yyyy-y-0"),
-    ("GET", "/v1/workspaces/{slug}", "", "yyyy-y-0"),
-    ("POST", "/v1/workspaces/{slug}/grant", r#"{"rights":["attach"]}"#, "yyy--y-0"),
-    ("POST", "/v1/workspaces/{slug}/wake", "{}", "yyy--y-0"),
-    ("POST", "/v1/workspaces/{slug}/sleep", "", "yyy--y-0"),
-    ("POST", "/v1/workspaces/{slug}/hold", r#"{"seconds":60}"#, "yyy--y-0"),
-    ("POST", "/v1/workspaces/{slug}/services", r#"{"verb":"stop","services":["web"]}"#, "yyy--y-0"),
-    ("POST", "/v1/workspaces/{slug}/runs", r#"{"id":"{new}","target":{"what":"test"}}"#, "yyy--y-0"),
-    ("GET", "/v1/workspaces/{slug}/commands", "", "yyyy-y-0"),
-    ("GET", "/v1/workspaces/{slug}/usage", "", "yy--yy-0"),
-    ("GET", "/v1/commands/{id}", "", "yyyy-y-0"),
-    ("POST", "/v1/commands/{id}/cancel", "", "yyy--y-0"),
-    ("GET", "/v1/audit", "", "yy-----0"),
-    ("POST", "/v1/host/register", "", "------y0"),
-    ("POST", "/v1/host/sync", "", "------y0"),
+    ("GET", "/healthz", "", "yyyyyyyyy"),
+    ("GET", "/v1/openapi.json", "", "yyyyyyyyy"),
+    ("GET", "/v1/whoami", "", "yyyyyy--0"),
+    ("GET", "/v1/projects", "", "yyyy----0"),
+    ("GET", "/v1/projects/{project}", "", "yyyy----0"),
+    ("PUT", "/v1/projects/{project}", "", "yy------0"),
+    ("POST", "/v1/workspaces/open", r#"{"name":"ws","create":true}"#, "yyy--y--0"),
+    ("GET", "/v1/workspaces", "", "yyyy-y--0"),
+    ("GET", "/v1/workspaces/{slug}", "", "yyyy-y--0"),
+    ("POST", "/v1/workspaces/{slug}/grant", r#"{"rights":["attach"]}"#, "yyy--y--0"),
+    ("POST", "/v1/workspaces/{slug}/wake", "{}", "yyy--y--0"),
+    ("POST", "/v1/workspaces/{slug}/sleep", "", "yyy--y--0"),
+    ("POST", "/v1/workspaces/{slug}/hold", r#"{"seconds":60}"#, "yyy--y--0"),
+    ("POST", "/v1/workspaces/{slug}/services", r#"{"verb":"stop","services":["web"]}"#, "yyy--y--0"),
+    ("POST", "/v1/workspaces/{slug}/runs", r#"{"id":"{new}","target":{"what":"test"}}"#, "yyy--y--0"),
+    ("GET", "/v1/workspaces/{slug}/commands", "", "yyyy-y--0"),
+    ("GET", "/v1/workspaces/{slug}/usage", "", "yy--yy--0"),
+    ("GET", "/v1/commands/{id}", "", "yyyy-y--0"),
+    ("POST", "/v1/commands/{id}/cancel", "", "yyy--y--0"),
+    ("GET", "/v1/audit", "", "yy------0"),
+    ("POST", "/v1/keys/rotate", "", "yy------0"),
+    ("POST", "/v1/workspaces/{slug}/links", r#"{"service":"web"}"#, "yy---y--0"),
+    ("GET", "/v1/workspaces/{slug}/links", "", "yyyy-y--0"),
+    ("DELETE", "/v1/links/{link}", "", "yy---y--0"),
+    ("POST", "/v1/workspaces/{slug}/visits", r#"{"service":"web"}"#, "yyy--y--0"),
+    ("GET", "/v1/gateway/feed", "", "-------y0"),
+    ("POST", "/v1/gateway/codes", "", "-------y0"),
+    ("POST", "/v1/gateway/visits", "", "-------y0"),
+    ("POST", "/v1/gateway/routes", "", "-------y0"),
+    ("POST", "/v1/gateway/wakes", "", "-------y0"),
+    ("POST", "/v1/gateway/activity", "", "-------y0"),
+    ("POST", "/v1/host/register", "", "------y-0"),
+    ("POST", "/v1/host/sync", "", "------y-0"),
     // Last: it takes the workspace away.
-    ("DELETE", "/v1/workspaces/{slug}", r#"{"dry_run":true}"#, "yy-----0"),
+    ("DELETE", "/v1/workspaces/{slug}", r#"{"dry_run":true}"#, "yy------0"),
 ];
 
 #[tokio::test]
@@ -69,11 +81,14 @@ async fn every_caller_gets_through_exactly_where_the_matrix_says() {
     let it = Installation::start().await;
     let opened = it.open("ws", true).await;
     let command = opened.wake.clone().expect("a wake").to_string();
+    let share = json!({ "service": "web" });
+    let link: Shared = it.owner().post("/v1/workspaces/ws/links", &share).await.expect("a link");
     for (column, caller) in CALLERS.iter().enumerate() {
         let client = match *caller {
             "none" => it.client(None),
             "owner" => it.owner(),
             "host" => it.client(Some(&it.token("host.token"))),
+            "gateway" => it.client(Some(&it.token("gateway.token"))),
             "workspace" => {
                 it.client(Some(&it.token("host.token"))).with_header("x-envforge-workspace", opened.id.to_string())
             }
@@ -81,6 +96,7 @@ async fn every_caller_gets_through_exactly_where_the_matrix_says() {
         };
         for (method, path, body, expected) in CASES {
             let path = path.replace("{slug}", "ws").replace("{project}", "demo").replace("{id}", &command);
+            let path = path.replace("{link}", link.id.as_str());
             let body = body.replace("{new}", CommandId::generate().as_str());
             let method: Method = method.parse().expect("a method");
             let (status, answer) =

@@ -5,7 +5,10 @@ mod support;
 
 mod authorization;
 mod commands;
+mod gateways;
 mod hosts;
+mod keys;
+mod links;
 mod opening;
 mod projects;
 mod races;

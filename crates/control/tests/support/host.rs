@@ -5,8 +5,8 @@ use envforge_api::{
     command::{ActAnswer, ActReport, LeasedCommand},
     generation::{Generation, IntentSeq},
     host::{
-        Capacity, HostRole, LayerReport, Phase, RegisterAnswer, RegisterRequest, StartVerdict, SyncAnswer, SyncRequest,
-        WorkspaceIntent, WorkspaceReport,
+        Capacity, Face, HostRole, LayerReport, Phase, RegisterAnswer, RegisterRequest, StartVerdict, SyncAnswer,
+        SyncRequest, WorkspaceIntent, WorkspaceReport,
     },
     ids::{RuntimeInstanceId, WorkspaceId},
     problem::Problem,
@@ -36,6 +36,7 @@ pub(crate) fn registration() -> RegisterRequest {
         version: "test".into(),
         capacity: Capacity { cpu_millis: 4000, memory_bytes: 8 << 30 },
         local_socket: Some("/run/test.sock".into()),
+        dial_socket: Some("/run/dial.sock".into()),
         known: BTreeMap::new(),
     }
 }
@@ -139,6 +140,18 @@ pub(crate) fn awake(workspace: &WorkspaceId, accepted: u64) -> WorkspaceReport {
         report.services.push(service(name, ServiceState::Healthy));
     }
     report
+}
+
+/// What a service shows whose envforge.yml was read.
+pub(crate) fn face(service: &str, ports: &[(&str, u16)], main: Option<&str>) -> Face {
+    serde_json::from_value(json!({
+        "service": service,
+        "ports": ports.iter().copied().collect::<BTreeMap<_, _>>(),
+        "main": main,
+        "families": [["/ws", "websockets"]],
+        "proxy": "localhost",
+    }))
+    .expect("a face")
 }
 
 /// A service with an HTTP port.

@@ -4,6 +4,7 @@ use super::{cluster::Cluster, host::Host};
 use envforge_api::{
     client::{Client, Endpoint},
     command::CommandView,
+    link::Shared,
     problem::Problem,
     public::{CommandList, Commanded, OpenWorkspace, Opened, WorkspaceView},
     secret::Secret,
@@ -104,6 +105,16 @@ impl Installation {
         .await
         .expect("a principal");
         token
+    }
+
+    /// The local gateway.
+    pub(crate) fn gateway(&self) -> Client {
+        self.client(Some(&self.token("gateway.token")))
+    }
+
+    /// A link, issued by the owner.
+    pub(crate) async fn share(&self, slug: &str, body: Value) -> Result<Shared, Problem> {
+        self.owner().post(&format!("/v1/workspaces/{slug}/links"), &body).await
     }
 
     /// The local host, registered.

@@ -69,6 +69,7 @@ async fn register(hub: &Hub, client: &Client) -> HostEpoch {
                     boot_now: boot::now(),
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                     capacity: capacity(),
+                    dial_socket: None,
                     local_socket: Some(hub.installation.run.join("host.sock").to_string_lossy().into_owned()),
                     known,
                 };
