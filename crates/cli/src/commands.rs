@@ -5,6 +5,7 @@ mod env;
 mod exec;
 mod hold;
 mod identity;
+mod links;
 mod local;
 mod logs;
 mod project;
@@ -45,6 +46,10 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Run(args) => run::run(context, args).await,
         Command::Env(args) => env::run(context, args).await,
         Command::Logs(args) => logs::run(context, args).await,
+        Command::Share(args) => links::share(context, args).await,
+        Command::Links(args) => links::list(context, args).await,
+        Command::Revoke(args) => links::revoke(context, args).await,
+        Command::Open(args) => links::open(context, args).await,
         Command::Workspace(command) => workspace::run(context, command).await,
         Command::Project(command) => project::run(context, command).await,
         Command::Delete(args) => delete::run(context, args).await,

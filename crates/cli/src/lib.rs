@@ -154,6 +154,12 @@ mod tests {
             "env a --service web --reveal",
             "logs",
             "logs a web backend.mailer -f -n 5 --level warn --since 10m --until 2026-01-01T00:00:00Z",
+            "share",
+            "share a --service web.admin --expires 30m --families web,api --json",
+            "links a",
+            "revoke lnk_00000000000000000000000000",
+            "open",
+            "open a web",
             "workspace commands a --service web --status failed --limit 3",
             "workspace command cmd_00000000000000000000000000 --cancel",
             "workspace usage",
@@ -181,7 +187,18 @@ mod tests {
 
     #[test]
     fn wrong_usage_ends_with_status_2() {
-        for text in ["delete", "exec a", "start", "env a", "logs --level loud", "project apply", "host --home /h", ""] {
+        for text in [
+            "delete",
+            "revoke",
+            "share a --families shell",
+            "exec a",
+            "start",
+            "env a",
+            "logs --level loud",
+            "project apply",
+            "host --home /h",
+            "",
+        ] {
             assert_eq!(cli(text).expect_err(text).exit_code(), 2, "{text}");
         }
     }

@@ -241,3 +241,45 @@ async fn why_of_a_service_reads_its_last_lines_from_the_logs_where_the_view_has_
     assert_eq!((&why["exit_code"], &why["last_lines"]), (&json!(7), &json!(["boom"])));
     assert_eq!(fake.run("why a nosuch").await.code, 3);
 }
+
+#[tokio::test]
+async fn a_link_is_shared_listed_and_revoked_and_its_url_alone_is_data() {
+    let fake = Fake::start();
+    let (id, url) = ("lnk_00000000000000000000000000", "http://dev.localhost:8080/share/v4.public.x");
+    let shared = json!({
+        "id": id, "url": url, "expires_at": "2199-01-01T00:00:00Z", "families": ["web", "api"], "service": "web",
+        "workspace": "a",
+    });
+    fake.on("POST /v1/workspaces/a/links", shared.clone());
+    let ran = fake.run("share a --service web.admin --expires 30m --families web,api").await;
+    assert_eq!((ran.code, ran.stdout.trim_end()), (0, url), "{ran:?}");
+    assert!(ran.stderr.contains(&format!("`envforge revoke {id}` ends it")), "{}", ran.stderr);
+    let asked = &fake.heard("POST /v1/workspaces/a/links")[0];
+    let expected = json!({"service": "web", "port": "admin", "expires_seconds": 1800, "families": ["web", "api"]});
+    assert_eq!(asked, &expected);
+    let said: Value = serde_json::from_str(&fake.run("share a --json").await.stdout).expect("json");
+    assert_eq!(said, shared);
+    let asked = &fake.heard("POST /v1/workspaces/a/links")[1];
+    assert_eq!(
+        (&asked["service"], &asked["families"], &asked["expires_seconds"]),
+        (&json!(null), &json!(null), &json!(7200))
+    );
+    assert_eq!(fake.run("share a --expires 31d").await.code, 2);
+
+    let link = json!({
+        "id": id, "service": "web", "families": ["web"], "issued_by": "ada", "issued_at": "2026-01-01T00:00:00Z",
+        "expires_at": "2199-01-01T00:00:00Z",
+    });
+    fake.on("GET /v1/workspaces/a/links", json!({"links": [link]}));
+    assert!(fake.run("links a").await.stdout.contains(id));
+    fake.on(&format!("DELETE /v1/links/{id}"), link);
+    assert_eq!(fake.run(&format!("revoke {id}")).await.code, 0);
+    assert_eq!(fake.run("revoke ../workspaces/a").await.code, 3, "nothing else is ever asked for");
+
+    fake.on("GET /v1/workspaces", json!({"workspaces": [view(1)]}));
+    let page = json!({"url": "http://web--a--local.dev.localhost/.envforge/enter?code=c", "origin": "http://web--a--local.dev.localhost"});
+    fake.on("POST /v1/workspaces/a/visits", page.clone());
+    let ran = fake.run("open a web").await;
+    assert_eq!((ran.code, ran.stdout.trim_end()), (0, page["url"].as_str().expect("a URL")));
+    assert_eq!(fake.heard("POST /v1/workspaces/a/visits")[0]["service"], json!("web"));
+}

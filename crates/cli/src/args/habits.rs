@@ -13,7 +13,7 @@ const HABITS: &[(&[&str], &str)] = &[
         "`envforge delete WS` removes a workspace with its data; `envforge sleep WS` only stops it",
     ),
     (
-        &["attach", "shell", "sh", "enter", "connect", "ssh", "open", "checkout", "switch", "tmux", "code"],
+        &["attach", "shell", "sh", "enter", "connect", "ssh", "checkout", "switch", "tmux", "code"],
         "`envforge up WS` opens the shell; `envforge exec WS -- CMD` runs one command",
     ),
     (&["create", "new", "init", "add", "clone"], "`envforge up -c NAME` makes a branch with its workspace"),

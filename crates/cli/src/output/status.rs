@@ -27,12 +27,7 @@ pub(crate) fn block(ws: &WorkspaceView, now: Timestamp) -> String {
     resources(&mut out, ws);
     if !ws.links.is_empty() {
         out.push(String::new());
-        let rows = ws
-            .links
-            .iter()
-            .map(|l| vec![l.id.to_string(), l.service.to_string(), times::relative(l.expires_at, now)])
-            .collect();
-        indented(&mut out, &table(&["LINK", "SERVICE", "EXPIRES"], rows));
+        indented(&mut out, &super::tables::links(&ws.links, now));
     }
     if !ws.diagnostics.is_empty() {
         out.push(String::new());

@@ -5,7 +5,7 @@ use crate::local::Finding;
 use comfy_table::{ContentArrangement, Table, presets};
 use envforge_api::{
     command::CommandView,
-    public::{AuditView, UsageReport, WorkspaceView},
+    public::{AuditView, LinkView, UsageReport, WorkspaceView},
     time::Timestamp,
 };
 
@@ -117,6 +117,24 @@ pub(crate) fn usage(report: &UsageReport) -> String {
     let total = times::duration(i64::try_from(report.total_seconds).unwrap_or(i64::MAX));
     let list = table(&["SESSION", "SIZE", "WOKEN BY", "STARTED", "ENDED", "METERED", "ENDED BECAUSE"], rows);
     format!("{list}\n\n{}: {total} metered ({} s)", report.workspace, report.total_seconds)
+}
+
+/// `links`, and those of `status`.
+pub(crate) fn links(all: &[LinkView], now: Timestamp) -> String {
+    let rows = all
+        .iter()
+        .map(|l| {
+            let families = l.families.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+            vec![
+                l.id.to_string(),
+                l.service.to_string(),
+                families,
+                l.issued_by.clone(),
+                times::relative(l.expires_at, now),
+            ]
+        })
+        .collect();
+    table(&["LINK", "SERVICE", "FAMILIES", "BY", "EXPIRES"], rows)
 }
 
 /// `audit`.
