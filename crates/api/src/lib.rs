@@ -11,6 +11,7 @@ pub mod capability;
 pub mod client;
 pub mod command;
 pub mod dev_host;
+pub mod dial;
 pub mod gateway;
 pub mod generation;
 pub mod home;

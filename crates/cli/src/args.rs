@@ -78,6 +78,8 @@ pub enum Command {
     Server(programs::ServerArgs),
     /// Run the host daemon.
     Host(programs::HostArgs),
+    /// Run the gateway.
+    Gateway(programs::GatewayArgs),
     /// The audit log, newest first.
     Audit(AuditArgs),
     /// Who you are for the control plane.

@@ -63,7 +63,9 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
             context.out.stdout(&script);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Server(_) | Command::Host(_) => Err(Problem::internal("this program is started by the binary")),
+        Command::Server(_) | Command::Host(_) | Command::Gateway(_) => {
+            Err(Problem::internal("this program is started by the binary"))
+        }
         Command::Other(words) => {
             let given = words.first().map_or("", String::as_str);
             let problem = habits::answer(given, &crate::command_names());

@@ -7,6 +7,7 @@ use envforge_api::{client::Endpoint, problem::Problem, secret::Secret};
 use envforge_cli::{Command, programs};
 use std::{
     io::{IsTerminal, Write},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -23,9 +24,10 @@ fn main() -> ExitCode {
             Some(spec) => one_thread(envforge_host::supervise::main(Path::new(spec))),
             None => failed(&Problem::invalid("`envforge supervise` is for EnvForge itself", "")),
         },
-        Some("server" | "host") => match envforge_cli::parse().command {
+        Some("server" | "host" | "gateway") => match envforge_cli::parse().command {
             Command::Server(args) => server(args),
             Command::Host(args) => host(args),
+            Command::Gateway(args) => gateway(&args),
             _ => failed(&Problem::internal("the first word named another program")),
         },
         Some(_) | None => one_thread(envforge_cli::main()),
@@ -94,13 +96,46 @@ fn host(args: programs::HostArgs) -> ExitCode {
         Some(HostCommand::Adopt { home }) => one_thread(async { done(envforge_host::daemon::adopt(&home).await) }),
         Some(HostCommand::Wipe { home }) => one_thread(async { done(envforge_host::daemon::wipe(&home).await) }),
         None => match host_options(args) {
-            Ok(options) => many_threads(envforge_host::daemon::main(options, |word| {
-                let mut out = std::io::stdout();
-                let _ = writeln!(out, "{word}").and_then(|()| out.flush());
-            })),
+            Ok(options) => many_threads(envforge_host::daemon::main(options, say)),
             Err(problem) => failed(&problem),
         },
     }
+}
+
+fn gateway(args: &programs::GatewayArgs) -> ExitCode {
+    let options = || {
+        let server = args.server.parse()?;
+        let token = token(&args.token_file, "gateway")?;
+        let listener = match args.listen {
+            programs::Listen::Address(address) => std::net::TcpListener::bind(address),
+            programs::Listen::Stdin => std::io::stdin().as_fd().try_clone_to_owned().map(std::net::TcpListener::from),
+        };
+        let hint = "choose another address with --listen";
+        let listener = listener.map_err(|e| Problem::unavailable(format!("cannot listen for visitors: {e}"), hint))?;
+        Ok(envforge_gateway::Options { server, token, listener })
+    };
+    match options() {
+        // Visitors have threads of their own.
+        Ok(options) => {
+            log_to_stderr();
+            one_thread(envforge_gateway::main(options, say))
+        }
+        Err(problem) => failed(&problem),
+    }
+}
+
+/// A word for whoever started this.
+fn say(word: &str) {
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "{word}").and_then(|()| out.flush());
+}
+
+fn token(file: &Path, of: &str) -> Result<Secret, Problem> {
+    let token = std::fs::read_to_string(file).map_err(|error| {
+        let hint = format!("`envforge server` writes it to {of}.token in its state directory");
+        Problem::invalid(format!("the token of the {of} cannot be read: {}", error.kind()), hint)
+    })?;
+    Ok(Secret::new(token.trim().to_owned()))
 }
 
 fn host_options(args: programs::HostArgs) -> Result<envforge_host::daemon::Options, Problem> {
@@ -109,9 +144,5 @@ fn host_options(args: programs::HostArgs) -> Result<envforge_host::daemon::Optio
     let home: PathBuf = args.home.ok_or_else(|| missing("--home"))?;
     let server: Endpoint = args.server.ok_or_else(|| missing("--server"))?.parse()?;
     let file = args.token_file.ok_or_else(|| missing("--token-file"))?;
-    let token = std::fs::read_to_string(&file).map_err(|error| {
-        let hint = "`envforge server` writes it to host.token in its state directory";
-        Problem::invalid(format!("the host's token cannot be read: {}", error.kind()), hint)
-    })?;
-    Ok(envforge_host::daemon::Options { home, server, token: Secret::new(token.trim().to_owned()) })
+    Ok(envforge_host::daemon::Options { home, server, token: token(&file, "host")? })
 }

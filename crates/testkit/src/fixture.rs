@@ -18,15 +18,25 @@ pub struct Fixture {
     pub project_file: PathBuf,
 }
 
-/// The web service: `/` tells branch, rows and pid; `/add?text=` adds a row; `/exit` ends the process with status 7.
+/// The web service: `/` tells branch, rows and pid; `/add?text=` adds a row; `/exit` ends the process with status 7;
+/// `/echo` tells the request's headers; `/login` sets cookies and redirects; `/slow` takes a second; sockets say back what
+/// they hear.
 pub const WEB_JS: &str = r#"
 const http = require('node:http');
 const { execFileSync } = require('node:child_process');
 const sql = (q) => execFileSync('psql', [process.env.DATABASE_URL, '-XAtc', q], { encoding: 'utf8' }).trim();
 const redis = (...args) => execFileSync('redis-cli', ['-u', process.env.CACHE_URL, ...args], { encoding: 'utf8' }).trim();
-http.createServer((req, res) => {
+const server = http.createServer((req, res) => {
   const url = new URL(req.url, 'http://localhost');
   try {
+    if (url.pathname === '/echo') return res.end(JSON.stringify({ url: req.url, headers: req.headers }));
+    if (url.pathname === '/slow') return setTimeout(() => res.end('slow but whole'), 1000);
+    if (url.pathname === '/login') {
+      res.setHeader('set-cookie', ['app=1; Path=/; Domain=localhost', 'envforge=mine; Path=/']);
+      res.setHeader('access-control-allow-origin', 'http://' + req.headers.host);
+      res.writeHead(302, { location: 'http://' + req.headers.host + '/echo' });
+      return res.end();
+    }
     if (url.pathname === '/healthz') return res.end('ok');
     if (url.pathname === '/add') sql(`insert into notes(text) values ('${url.searchParams.get('text')}')`);
     if (url.pathname === '/set') redis('set', 'k', url.searchParams.get('v'));
@@ -34,7 +44,14 @@ http.createServer((req, res) => {
     res.setHeader('content-type', 'application/json');
     res.end(JSON.stringify({ branch: process.env.BRANCH, pid: process.pid, rows: Number(sql('select count(*) from notes')), key: redis('get', 'k') }));
   } catch (error) { res.statusCode = 500; res.end(String(error.stderr || error)); }
-}).listen(process.env.PORT, '127.0.0.1', () => console.log('listening, secret is ' + process.env.DATABASE_URL));
+});
+server.on('upgrade', (req, socket, head) => {
+  socket.write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n');
+  socket.on('error', () => {});
+  if (head.length) socket.write(head);
+  socket.pipe(socket);
+});
+server.listen(process.env.PORT, '127.0.0.1', () => console.log('listening, secret is ' + process.env.DATABASE_URL));
 "#;
 
 /// envforge.yml of the web service.

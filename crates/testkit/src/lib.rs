@@ -5,3 +5,4 @@ pub mod fixture;
 pub mod local;
 pub mod machine;
 pub mod terminal;
+pub mod visitor;

@@ -43,6 +43,36 @@ pub struct HostArgs {
     pub token_file: Option<PathBuf>,
 }
 
+/// Where a gateway listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// An address.
+    Address(SocketAddr),
+    /// The socket that it was given as standard input.
+    Stdin,
+}
+
+fn listen(given: &str) -> Result<Listen, String> {
+    match given {
+        "stdin" => Ok(Listen::Stdin),
+        _ => given.parse().map(Listen::Address).map_err(|_| "write it as ADDRESS:PORT".to_owned()),
+    }
+}
+
+/// `envforge gateway`: the door for dev traffic.
+#[derive(Debug, Clone, Args)]
+pub struct GatewayArgs {
+    /// Where visitors come: ADDRESS:PORT, or `stdin` for a listening socket given as standard input.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = listen)]
+    pub listen: Listen,
+    /// The control plane: http://HOST:PORT or unix:/PATH.
+    #[arg(long, value_name = "URL")]
+    pub server: String,
+    /// File with the gateway's token.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: PathBuf,
+}
+
 /// Parts of `envforge host`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum HostCommand {

@@ -4,15 +4,18 @@
 //! it is killed the parts go on; the next keeper finds them in `keeper.json` and takes them over.
 
 use super::{
+    door::{Door, Gateway},
     log,
     part::Part,
     paths::{Paths, Programs},
     postgres::Postgres,
     prepare::{self, Prepared},
+    process::Process,
     program::{Control, Host, Program, broken},
     state::{Board, Lock, Named, Phase, Record},
 };
 use envforge_api::problem::Problem;
+use rustix::process::Signal;
 use std::{
     fs,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
@@ -20,13 +23,13 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{self, SignalKind, signal},
     sync::watch,
     time::{MissedTickBehavior, interval, sleep},
 };
 
 /// Names of the parts in the order in which they start.
-pub(super) const PARTS: [&str; 3] = ["postgres", "control", "host"];
+pub(super) const PARTS: [&str; 4] = ["postgres", "control", "host", "gateway"];
 /// How often logs and the home are looked at.
 const ROUND: Duration = Duration::from_secs(10);
 
@@ -62,9 +65,9 @@ fn detach() {
 }
 
 struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    hang_up: unix::Signal,
 }
 
 impl Signals {
@@ -162,19 +165,29 @@ async fn start(
     address: watch::Sender<Option<std::net::SocketAddr>>,
     running: &mut Vec<Part>,
 ) -> Result<(), Problem> {
+    let left = |name: &str| before.and_then(|record| record.part(name)?.process);
+    let door = Door::open(board, left("gateway").is_some_and(Named::lives))?;
     let prepared = prepare::prepare(paths, programs).await?;
-    for program in parts(paths, programs, board, prepared, address) {
-        let left = before.and_then(|record| record.part(program.name())?.process);
+    let moved = before.is_some_and(|before| before.base_port != board.base_port());
+    if moved && let Some(mut control) = left("control").and_then(Process::adopt) {
+        // It would go on telling addresses of the old one.
+        control.end(Signal::TERM, Duration::from_secs(10)).await;
+    }
+    for program in parts(paths, programs, board, prepared, address, &door) {
+        let left = left(program.name());
         running.push(Part::keep(program, left, paths, board).await?);
     }
-    // A host daemon that was taken over still talks to where the control plane was.
-    if let (Some(host), Some(before)) = (running.last(), before)
-        && before.port != board.port()
-        && before.part("host").is_some_and(|part| part.process.is_some_and(Named::lives))
-    {
-        host.restart();
+    // What was taken over still talks to where the control plane was.
+    if let Some(before) = before.filter(|before| before.port != board.port()) {
+        let stale = |part: &&Part| before.part(part.name()).is_some_and(|p| p.process.is_some_and(Named::lives));
+        clients(running).filter(stale).for_each(Part::restart);
     }
     Ok(())
+}
+
+/// The parts that are told where the control plane listens.
+fn clients(running: &[Part]) -> impl Iterator<Item = &Part> {
+    running.iter().filter(|part| matches!(part.name(), "host" | "gateway"))
 }
 
 fn parts(
@@ -183,17 +196,20 @@ fn parts(
     board: &Board,
     prepared: Prepared,
     address: watch::Sender<Option<std::net::SocketAddr>>,
-) -> [Program; 3] {
+    door: &Door,
+) -> [Program; 4] {
     let postgres = Postgres { paths: paths.clone(), prepared };
     let control = Control {
         paths: paths.clone(),
         programs: programs.clone(),
         board: board.clone(),
         database_url: postgres.url(),
+        door: door.clone(),
         address,
     };
     let host = Host { paths: paths.clone(), programs: programs.clone() };
-    [Program::Postgres(postgres), Program::Control(control), Program::Host(host)]
+    let gateway = Gateway { paths: paths.clone(), programs: programs.clone(), door: door.clone() };
+    [Program::Postgres(postgres), Program::Control(control), Program::Host(host), Program::Gateway(gateway)]
 }
 
 /// Returns when everything is to be stopped.
@@ -210,10 +226,8 @@ async fn watch_over(
         tokio::select! {
             () = signals.stop() => return,
             Ok(()) = addresses.changed() => {
-                log::note("the control plane listens elsewhere now, so the host daemon is restarted");
-                if let Some(host) = running.last() {
-                    host.restart();
-                }
+                log::note("the control plane listens elsewhere now, so what talks to it is restarted");
+                clients(running).for_each(Part::restart);
             }
             _ = round.tick() => {
                 if !lock.is_in_place(paths) {

@@ -16,6 +16,7 @@
 //! | `stop`, `status`, `doctor` | ending, showing, examining |
 
 mod doctor;
+mod door;
 mod ensure;
 mod keeper;
 mod log;

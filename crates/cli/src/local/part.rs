@@ -69,6 +69,11 @@ impl Part {
         }
     }
 
+    /// Its name in status and logs.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Ends the process so that it is started again with what is true now.
     pub(super) fn restart(&self) {
         self.again.notify_one();

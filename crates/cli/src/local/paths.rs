@@ -52,6 +52,10 @@ impl Paths {
         self.control().join("host.token")
     }
 
+    pub(super) fn gateway_token(&self) -> PathBuf {
+        self.control().join("gateway.token")
+    }
+
     pub(super) fn postgres(&self) -> PathBuf {
         self.0.join("postgres")
     }

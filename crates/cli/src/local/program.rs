@@ -1,6 +1,7 @@
-//! The three parts of an installation: how each is started, when it is ready, how it is stopped.
+//! The four parts of an installation: how each is started, when it is ready, how it is stopped.
 
 use super::{
+    door::{Door, Gateway},
     log,
     paths::{Paths, Programs},
     postgres::Postgres,
@@ -24,7 +25,7 @@ use tokio::{
 };
 
 /// Base of the public host names on one machine.
-const BASE: &str = "dev.localhost";
+pub(super) const BASE: &str = "dev.localhost";
 
 /// One part. The set is closed: what an installation consists of is decided here.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(super) enum Program {
     Control(Control),
     /// The host daemon.
     Host(Host),
+    /// The gateway.
+    Gateway(Gateway),
 }
 
 /// The control plane.
@@ -44,6 +47,7 @@ pub(super) struct Control {
     pub(super) programs: Programs,
     pub(super) board: Board,
     pub(super) database_url: String,
+    pub(super) door: Door,
     /// Tells where it listens now.
     pub(super) address: watch::Sender<Option<SocketAddr>>,
 }
@@ -62,6 +66,7 @@ impl Program {
             Self::Postgres(_) => "postgres",
             Self::Control(_) => "control",
             Self::Host(_) => "host",
+            Self::Gateway(_) => "gateway",
         }
     }
 
@@ -71,6 +76,7 @@ impl Program {
             Self::Postgres(_) => "the PostgreSQL server",
             Self::Control(_) => "the control plane",
             Self::Host(_) => "the host daemon",
+            Self::Gateway(_) => "the gateway",
         }
     }
 
@@ -83,6 +89,7 @@ impl Program {
             Self::Postgres(postgres) => postgres.start().await,
             Self::Control(control) => control.start(),
             Self::Host(host) => host.start(),
+            Self::Gateway(gateway) => gateway.start(),
         }
     }
 
@@ -91,8 +98,8 @@ impl Program {
         match self {
             Self::Postgres(postgres) => postgres.is_ready(process),
             Self::Control(control) => control.is_ready().await,
-            Self::Host(host) => {
-                log::since(&host.paths.log("host"), log_from).lines().any(|line| line.trim() == "ready")
+            Self::Host(Host { paths, .. }) | Self::Gateway(Gateway { paths, .. }) => {
+                log::since(&paths.log(self.name()), log_from).lines().any(|line| line.trim() == "ready")
             }
         }
     }
@@ -102,14 +109,14 @@ impl Program {
         match self {
             // After a crash it replays its log first, and killing it would make it begin again.
             Self::Postgres(_) => Duration::from_secs(600),
-            Self::Control(_) | Self::Host(_) => Duration::from_secs(60),
+            Self::Control(_) | Self::Host(_) | Self::Gateway(_) => Duration::from_secs(60),
         }
     }
 
     /// Whether a process that was running under an earlier keeper still does its work.
     pub(super) async fn is_sound(&self, process: Named) -> bool {
         match self {
-            Self::Host(_) => true,
+            Self::Host(_) | Self::Gateway(_) => true,
             Self::Postgres(_) | Self::Control(_) => self.is_ready(process, 0).await,
         }
     }
@@ -120,6 +127,8 @@ impl Program {
             // The fast shutdown: SIGTERM would wait for every client.
             Self::Postgres(_) => (Signal::INT, Duration::from_secs(30)),
             Self::Control(_) | Self::Host(_) => (Signal::TERM, Duration::from_secs(10)),
+            // It finishes requests under way first.
+            Self::Gateway(_) => (Signal::TERM, Duration::from_secs(15)),
         }
     }
 
@@ -130,7 +139,7 @@ impl Program {
     pub(super) async fn sweep(&self) -> Result<(), Problem> {
         match self {
             Self::Postgres(postgres) => postgres.sweep().await,
-            Self::Control(_) | Self::Host(_) => Ok(()),
+            Self::Control(_) | Self::Host(_) | Self::Gateway(_) => Ok(()),
         }
     }
 }
@@ -147,7 +156,7 @@ impl Control {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, self.board.port().filter(is_free).unwrap_or(0)));
         let mut command = command(&self.programs, &self.paths, "control")?;
         command.arg("server").args(["--database-url", &self.database_url]).args(["--listen", &listen.to_string()]);
-        command.arg("--state").arg(self.paths.control()).args(["--base", BASE]);
+        command.arg("--state").arg(self.paths.control()).args(["--base", &self.door.base()]);
         Process::start(&mut command).map_err(|error| broken("start the control plane", &error))
     }
 

@@ -88,7 +88,7 @@ impl fmt::Display for PartState {
 /// One part as it is written down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PartRecord {
-    /// `postgres`, `control` or `host`.
+    /// `postgres`, `control`, `host` or `gateway`.
     pub(super) name: String,
     /// Its process.
     pub(super) process: Option<Named>,
@@ -115,6 +115,9 @@ pub(super) struct Record {
     pub(super) problem: Option<Problem>,
     /// The port the control plane last listened on; tried first at its next start.
     pub(super) port: Option<u16>,
+    /// The port that dev hosts and links lead to.
+    #[serde(default)]
+    pub(super) base_port: Option<u16>,
     /// Its parts.
     pub(super) parts: Vec<PartRecord>,
 }
@@ -152,7 +155,8 @@ impl Board {
         };
         let parts = names.iter().map(part).collect();
         let port = before.as_ref().and_then(|before| before.port);
-        let record = Record { keeper, phase, since: now, problem: None, port, parts };
+        let base_port = before.as_ref().and_then(|before| before.base_port);
+        let record = Record { keeper, phase, since: now, problem: None, port, base_port, parts };
         write_atomically(&paths.record(), &record)?;
         Ok(Self { paths: paths.clone(), record: Arc::new(Mutex::new(record)) })
     }
@@ -197,6 +201,11 @@ impl Board {
     /// The port to try first.
     pub(super) fn port(&self) -> Option<u16> {
         self.lock().port
+    }
+
+    /// The port that links lead to.
+    pub(super) fn base_port(&self) -> Option<u16> {
+        self.lock().base_port
     }
 }
 

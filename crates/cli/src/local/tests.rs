@@ -48,7 +48,7 @@ case "$1 $2" in
 "host quiesce" | "host wipe") echo "$2" >> {dir}/calls ;;
 server*) echo "$*" >> {dir}/calls; [ ! -e {dir}/broken ] || {{ echo "no master key" >&2; exit 3; }}
     ENVFORGE_FAKE_LISTEN=$5 exec {me} --exact local::tests::control_stand_in --ignored --nocapture ;;
-host*) echo "$*" >> {dir}/calls; echo ready; exec sleep 1000000 ;;
+host* | gateway*) echo "$*" >> {dir}/calls; echo ready; exec sleep 1000000 ;;
 esac
 "#,
             me = me.display(),
@@ -200,7 +200,7 @@ async fn a_part_that_is_killed_comes_back_and_the_others_go_on() {
     let it = Installation::new();
     it.ensure().await.unwrap();
     it.query("create table kept as select 42 as answer");
-    for part in ["host", "control", "postgres"] {
+    for part in ["gateway", "host", "control", "postgres"] {
         let before = it.record();
         let killed = it.process(part);
         kill(killed, Signal::KILL);

@@ -1,18 +1,19 @@
 //! The line to the control plane: register once, then two syncs side by side, one parked and one with reports.
 
 use super::{acts, hub::Hub, intents, outbox::Outbox, report};
-use crate::system::boot;
+use crate::{supervise::protocol::Ask, system::boot};
 use envforge_api::{
     client::Client,
     command::ActReport,
     generation::{HostEpoch, IntentSeq},
     host::{
         Capacity, DesiredShell, HostRole, MAX_PARK_MS, RegisterAnswer, RegisterRequest, SyncAnswer, SyncRequest,
-        WorkspaceReport,
+        Traffic, WorkspaceReport,
     },
     ids::WorkspaceId,
     problem::{Problem, ProblemKind},
     states::{RuntimeState, ShellState},
+    time::Timestamp,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -69,7 +70,7 @@ async fn register(hub: &Hub, client: &Client) -> HostEpoch {
                     boot_now: boot::now(),
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                     capacity: capacity(),
-                    dial_socket: None,
+                    dial_socket: Some(super::dial::path(hub).to_string_lossy().into_owned()),
                     local_socket: Some(hub.installation.run.join("host.sock").to_string_lossy().into_owned()),
                     known,
                 };
@@ -155,6 +156,19 @@ fn apply(hub: &Arc<Hub>, answer: &SyncAnswer, stop: &CancellationToken) {
         changed
     });
     intents::accept(hub, &answer.intents, stop);
+    for traffic in &answer.traffic {
+        tell_traffic(hub, traffic);
+    }
+}
+
+/// The supervisor judges idleness; one that starts later is not idle yet.
+fn tell_traffic(hub: &Hub, traffic: &Traffic) {
+    let supervisor = hub.get(&traffic.workspace).and_then(|workspace| workspace.runtime.borrow().supervisor.clone());
+    let Some(supervisor) = supervisor.filter(|supervisor| supervisor.knows_traffic()) else { return };
+    let age = Timestamp::now().duration_since(traffic.last_at).as_millis();
+    let ask = Ask::Traffic { age_ms: u64::try_from(age).unwrap_or(0) };
+    // One that is gone needs no word, and the next answer says it again.
+    tokio::spawn(async move { drop(supervisor.ask(ask).await) });
 }
 
 /// Syncs that carry reports, acts and readings, whenever there is something. Returns when the epoch is stale.

@@ -5,6 +5,7 @@
 
 mod acts;
 mod control_link;
+mod dial;
 pub mod hub;
 mod intents;
 pub mod ledger;
@@ -90,7 +91,9 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<End, SystemError> {
         reconcile::begin(&hub, &workspace, &stop);
     }
     acts::resume(&hub);
-    let serving = tokio::spawn(streams::serve(Arc::clone(&hub), stop.clone()));
+    let (streams, dials) =
+        (streams::serve(Arc::clone(&hub), stop.clone()), dial::serve(Arc::clone(&hub), stop.clone()));
+    let serving = tokio::spawn(async { tokio::try_join!(streams, dials).map(drop) });
     let (h, s) = (Arc::clone(&hub), stop.clone());
     // Prepared ahead of the first wake; a wake that comes earlier waits for it, one that finds it failed says why.
     tokio::spawn(async move {

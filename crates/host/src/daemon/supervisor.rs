@@ -3,7 +3,7 @@
 use crate::{
     supervise::{
         self,
-        protocol::{Answer, Ask, Message, Request, Snapshot, VERSION},
+        protocol::{Answer, Ask, KNOWS_TRAFFIC, Message, Request, Snapshot, VERSION},
     },
     system::{SystemError, enter, sandbox::Sandbox},
 };
@@ -32,6 +32,7 @@ use tokio::{
 pub struct Supervisor {
     /// The instance it runs.
     pub instance: RuntimeInstanceId,
+    version: u32,
     write: tokio::sync::Mutex<OwnedWriteHalf>,
     waiting: Mutex<BTreeMap<u64, oneshot::Sender<Answer>>>,
     next: AtomicU64,
@@ -95,9 +96,10 @@ pub async fn connect(sandbox: &Sandbox) -> io::Result<(std::sync::Arc<Supervisor
     let first = timeout(PATIENCE, lines.next_line()).await.map_err(|_| io::ErrorKind::TimedOut)??;
     let message = serde_json::from_str::<Message>(&first.unwrap_or_default())?;
     let Message::Reply(reply) = message else { return Err(io::ErrorKind::InvalidData.into()) };
-    let Answer::Hello { instance, .. } = reply.answer else { return Err(io::ErrorKind::InvalidData.into()) };
+    let Answer::Hello { instance, version } = reply.answer else { return Err(io::ErrorKind::InvalidData.into()) };
     let supervisor = std::sync::Arc::new(Supervisor {
         instance,
+        version,
         write: tokio::sync::Mutex::new(write),
         waiting: Mutex::new(BTreeMap::new()),
         next: AtomicU64::new(1),
@@ -138,6 +140,12 @@ fn line_of(request: &Request) -> io::Result<Vec<u8>> {
 impl Supervisor {
     fn waiting(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, oneshot::Sender<Answer>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it knows of link traffic; one from before an upgrade does not.
+    #[must_use]
+    pub fn knows_traffic(&self) -> bool {
+        self.version >= KNOWS_TRAFFIC
     }
 
     /// Asks and waits for the answer.

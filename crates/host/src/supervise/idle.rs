@@ -6,6 +6,10 @@ use envforge_api::time::BootMillis;
 /// that wait (file watchers, timers, database background work) stay below it; serving a request a second does not.
 pub const CPU_FLOOR_MILLIS: u64 = 30;
 
+/// For so long after link traffic it is named as what holds a runtime awake, in milliseconds; gateways tell of it every
+/// few seconds.
+const TRAFFIC_SHOWN_MS: u64 = 15_000;
+
 /// What was seen at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observation {
@@ -21,6 +25,8 @@ pub struct Observation {
     pub waking: bool,
     /// Someone holds it awake.
     pub held: bool,
+    /// The last link traffic that counts.
+    pub traffic: Option<BootMillis>,
 }
 
 /// What the judge remembers.
@@ -56,6 +62,9 @@ pub fn judge(memory: Option<&Memory>, seen: &Observation, after_ms: u64) -> Verd
     if seen.waking {
         holders.push("services are starting".into());
     }
+    if seen.traffic.is_some_and(|at| seen.at.since(at) < TRAFFIC_SHOWN_MS.min(after_ms)) {
+        holders.push("link traffic".into());
+    }
     if let Some(memory) = memory {
         let elapsed = seen.at.since(memory.last);
         let used = seen.cpu_micros.saturating_sub(memory.cpu_micros);
@@ -68,7 +77,8 @@ pub fn judge(memory: Option<&Memory>, seen: &Observation, after_ms: u64) -> Verd
     } else {
         holders.push("it was woken just now".into());
     }
-    let idle_since = if holders.is_empty() { memory.and_then(|m| m.idle_since).or(Some(seen.at)) } else { None };
+    let since = |memory: Option<&Memory>| memory.and_then(|m| m.idle_since).or(Some(seen.at)).max(seen.traffic);
+    let idle_since = if holders.is_empty() { since(memory) } else { None };
     let memory = Memory { last: seen.at, cpu_micros: seen.cpu_micros, idle_since };
     let sleeps_at = idle_since.map(|since| BootMillis(since.0 + after_ms));
     Verdict { holders, memory, sleep: sleeps_at.is_some_and(|at| seen.at >= at), sleeps_at }
@@ -109,5 +119,16 @@ mod tests {
             assert_eq!(verdict.memory.idle_since, None);
         }
         assert!(judge(Some(&idle), &at(20_000, 20_000 * CPU_FLOOR_MILLIS - 1), 10_000).sleep);
+    }
+
+    #[test]
+    fn link_traffic_counts_from_its_own_moment_however_late_it_is_told() {
+        let idle = Memory { last: BootMillis(0), cpu_micros: 0, idle_since: Some(BootMillis(0)) };
+        let told = |at_ms, traffic| Observation { traffic: Some(BootMillis(traffic)), ..at(at_ms, 0) };
+        let late = judge(Some(&idle), &told(20_000, 9_000), 20_000);
+        assert!(!late.sleep && late.holders == ["link traffic"]);
+        let later = judge(Some(&idle), &told(28_000, 9_000), 20_000);
+        assert_eq!((later.sleep, later.sleeps_at), (false, Some(BootMillis(29_000))));
+        assert!(judge(Some(&later.memory), &told(29_000, 9_000), 20_000).sleep);
     }
 }

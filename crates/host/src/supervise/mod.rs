@@ -4,6 +4,7 @@
 //! answers, the daemon asks, time went by) and send an [`Event`](events::Event); the loop is the only one that changes the
 //! [`Runtime`], and after every event it starts what can be started now. Files and sockets are in [`protocol`].
 
+mod dial;
 mod events;
 pub mod health;
 pub mod idle;
@@ -77,6 +78,7 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
         return runtime.finish(&reason);
     }
     runtime.take_over().await?;
+    dial::listen(&runtime)?;
     link::listen(&runtime, events.clone())?;
     runtime.begin();
     // Services wait for servers, and those take longest: they are started before anything else takes the processor.

@@ -29,7 +29,9 @@ use std::{
 };
 
 /// Version of this protocol. A daemon speaks every version back to the oldest supervisor it may find.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The first version that knows [`Ask::Traffic`].
+pub const KNOWS_TRAFFIC: u32 = 2;
 
 /// Everything a supervisor needs. Written by the daemon before it starts the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,6 +171,11 @@ pub enum Ask {
     Hold {
         /// Until then; absent = none.
         until: Option<Timestamp>,
+    },
+    /// There was link traffic that counts against idleness.
+    Traffic {
+        /// So long ago.
+        age_ms: u64,
     },
     /// Stop everything and exit.
     Sleep {

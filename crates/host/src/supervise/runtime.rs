@@ -99,6 +99,8 @@ pub(super) struct Runtime {
     meter: Meter,
     metering: bool,
     judge: Option<idle::Memory>,
+    /// The last link traffic that counts.
+    traffic: Option<BootMillis>,
     activity: Activity,
     published: watch::Sender<Arc<Snapshot>>,
     /// Asleep but for the last word, which the disk refuses: why, and the pause before the next try.
@@ -148,6 +150,7 @@ impl Runtime {
             meter: meter.map_err(doing)?,
             metering: false,
             judge: None,
+            traffic: None,
             activity: Activity { last_wake: Some(wake), ..Activity::default() },
             published: watch::Sender::new(Arc::new(Snapshot::empty(&spec, now))),
             unwritten: None,
@@ -280,6 +283,9 @@ impl Runtime {
             Ask::Run(order) => return self.begin_run(order),
             Ask::CancelRun { id } => self.cancel_run(&id),
             Ask::Hold { until } => self.hold_until = until,
+            Ask::Traffic { age_ms } => {
+                self.traffic = self.traffic.max(Some(BootMillis(boot::now().0.saturating_sub(age_ms))));
+            }
             Ask::Sleep { reason } => self.go_to_sleep(reason),
         }
         Answer::Accepted
@@ -359,6 +365,7 @@ impl Runtime {
             database,
             waking: self.start.is_none(),
             held: self.hold_until.is_some(),
+            traffic: self.traffic,
         };
         let verdict = idle::judge(self.judge.as_ref(), &seen, self.spec.sleep_after_ms);
         let wall = |at: BootMillis| {

@@ -16,8 +16,14 @@ const DRAIN: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When the machine refuses.
-pub(super) fn bind(workshop: &Path, path: &Path, mode: u32, owner: Option<&Account>) -> io::Result<UnixListener> {
-    let made = workshop.join(".host.sock");
+pub(in crate::daemon) fn bind(
+    workshop: &Path,
+    path: &Path,
+    mode: u32,
+    owner: Option<&Account>,
+) -> io::Result<UnixListener> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let made = workshop.join(format!(".{name}"));
     match fs::remove_file(&made) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}

@@ -25,6 +25,7 @@ use crate::{
     daemon::hub::{Hub, Workspace},
     system::accounts,
 };
+pub(super) use listen::bind;
 use routes::{Api, Caller};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;

@@ -106,6 +106,12 @@ impl Sandbox {
         self.run.join("sup.sock")
     }
 
+    /// Where the runtime supervisor is asked for connections into the workspace.
+    #[must_use]
+    pub fn dial_socket(&self) -> PathBuf {
+        self.run.join("dial.sock")
+    }
+
     /// Whether a process of ours holds the namespaces, because an ordinary user cannot pin them.
     const fn is_held(&self) -> bool {
         self.cgroups.shell.doors.is_some()

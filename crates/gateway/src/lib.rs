@@ -1,0 +1,130 @@
+//! The gateway: the one door for dev traffic. It verifies, then wakes, then forwards, in that order always; the types
+//! enforce it: only a [`sessions::VerifiedSession`] can ask for a wake, only a [`wake::Woken`] service is forwarded to.
+//!
+//! It holds public keys and a token of its own, no private key and no database. What it knows comes from the control
+//! plane's feed; what it carries goes through sockets that hosts hand over.
+
+mod activity;
+mod asking;
+mod body;
+mod control;
+mod forward;
+mod gateway;
+mod headers;
+mod known;
+mod limits;
+mod own;
+mod pages;
+mod path;
+mod routes;
+mod serve;
+mod sessions;
+mod single;
+mod sockets;
+mod upstream;
+mod wake;
+
+use control::Control;
+use envforge_api::{client::Endpoint, problem::Problem, secret::Secret};
+use gateway::Gateway;
+use std::{net::TcpListener, process::ExitCode, sync::Arc};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// How a gateway is started.
+#[derive(Debug)]
+pub struct Options {
+    /// The control plane.
+    pub server: Endpoint,
+    /// The gateway's own token.
+    pub token: Secret,
+    /// Where visitors come.
+    pub listener: TcpListener,
+}
+
+/// `envforge gateway`: runs until SIGTERM, then finishes what was begun. Says `ready` through `say` once it knows what
+/// it serves.
+pub async fn main(options: Options, say: impl Fn(&str)) -> ExitCode {
+    match run(options, say).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            tracing::error!(reason = %problem.message, hint = %problem.hint, "the gateway cannot run");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
+    let broken = |what: &str, error: &std::io::Error| {
+        Problem::unavailable(format!("cannot {what}: {error}"), "is something listening on that address already?")
+    };
+    let listener = options.listener;
+    listener.set_nonblocking(true).map_err(|e| broken("listen for visitors", &e))?;
+    let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(term), Ok(int)) => (term, int),
+        (Err(error), _) | (_, Err(error)) => return Err(broken("listen for signals", &error)),
+    };
+    let gateway = Arc::new(Gateway::new(Control::new(options.server, options.token)));
+    // Visitors first, what they need last.
+    let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
+    let followed = {
+        let (gateway, stop, closing) = (Arc::clone(&gateway), stop.clone(), closing.clone());
+        let cores = move |gateway: &Arc<Gateway>| serve_all(gateway, &listener, &closing);
+        let (heard, known) = tokio::sync::oneshot::channel();
+        let of_feed = Arc::clone(&gateway);
+        tokio::spawn(async move {
+            let told = |_: &known::Known| {
+                // Nobody waits for it only when the gateway is being stopped.
+                let _ = heard.send(());
+            };
+            of_feed.knowledge.follow(&of_feed.control, &of_feed.sessions, &stop, told).await;
+        });
+        async move {
+            // Before that nobody can be verified.
+            let _ = known.await;
+            cores(&gateway)
+        }
+    };
+    let telling = {
+        let (gateway, stop) = (Arc::clone(&gateway), stop.clone());
+        tokio::spawn(async move {
+            activity::tell(&gateway.control, &gateway.knowledge, &gateway.sessions, &stop).await;
+        })
+    };
+    let serving = tokio::select! {
+        serving = followed => serving.map_err(|e| broken("start its threads", &e))?,
+        _ = term.recv() => return Ok(()),
+        _ = int.recv() => return Ok(()),
+    };
+    say("ready");
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    closing.cancel();
+    // Each drains within its own deadline.
+    let joined = tokio::task::spawn_blocking(move || serving.into_iter().for_each(|core| drop(core.join())));
+    drop(joined.await);
+    stop.cancel();
+    drop(telling.await);
+    Ok(())
+}
+
+/// A thread for each core, all on one socket.
+fn serve_all(
+    gateway: &Arc<Gateway>,
+    listener: &TcpListener,
+    closing: &CancellationToken,
+) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (0..cores)
+        .map(|_| {
+            let (gateway, listener, closing) = (Arc::clone(gateway), listener.try_clone()?, closing.clone());
+            std::thread::Builder::new().name("visitors".into()).spawn(move || {
+                if let Err(error) = serve::core(&gateway, listener, &closing) {
+                    tracing::error!(%error, "a thread for visitors ended");
+                }
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,125 @@
+//! Connections to services: dialled through the host that carries them, kept for the next request, and never used for
+//! another run of the runtime than the one they were made in.
+
+use crate::{body::Asked, wake::Woken};
+use envforge_api::{
+    dial::{self, Ask},
+    gateway::Route,
+    ids::{RuntimeInstanceId, WorkspaceId},
+    secret::Secret,
+    tunnel::NotOpened,
+};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::net::TcpStream;
+
+/// Kept for one port at most.
+const KEPT: usize = 256;
+/// An idle connection is not used after this: many servers close theirs after five seconds.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// A connection to a service.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) sender: SendRequest<Asked>,
+    /// Whether something was sent on it before: it may be closed by now.
+    pub(crate) used: bool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: SendRequest<Asked>,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Kept {
+    instance: RuntimeInstanceId,
+    ports: HashMap<u16, Vec<Idle>>,
+}
+
+/// The idle connections of one core.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pool {
+    kept: Arc<Mutex<HashMap<WorkspaceId, Kept>>>,
+}
+
+impl Pool {
+    fn kept(&self) -> MutexGuard<'_, HashMap<WorkspaceId, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, workspace: &WorkspaceId, woken: &Woken, port: u16) -> Option<SendRequest<Asked>> {
+        let mut kept = self.kept();
+        let of = kept.get_mut(workspace).filter(|kept| kept.instance == *woken.instance())?;
+        let idle = of.ports.get_mut(&port)?;
+        while let Some(one) = idle.pop() {
+            if one.since.elapsed() < IDLE && one.sender.is_ready() {
+                return Some(one.sender);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next request of the same run.
+    pub(crate) fn keep(&self, workspace: &WorkspaceId, woken: &Woken, port: u16, sender: SendRequest<Asked>) {
+        let mut kept = self.kept();
+        let of = match kept.get_mut(workspace) {
+            Some(of) => of,
+            None => kept
+                .entry(workspace.clone())
+                .or_insert(Kept { instance: woken.instance().clone(), ports: HashMap::new() }),
+        };
+        if of.instance != *woken.instance() {
+            *of = Kept { instance: woken.instance().clone(), ports: HashMap::new() };
+        }
+        let idle = of.ports.entry(port).or_default();
+        if idle.len() < KEPT {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+
+    /// Closes what is not used any more.
+    pub(crate) fn tidy(&self) {
+        self.kept().retain(|_, kept| {
+            kept.ports.retain(|_, idle| {
+                idle.retain(|one| one.since.elapsed() < IDLE && !one.sender.is_closed());
+                !idle.is_empty()
+            });
+            !kept.ports.is_empty()
+        });
+    }
+
+    /// A connection to `port`: one that is there, unless `fresh` is asked for, or a new one.
+    pub(crate) async fn connect(
+        &self,
+        route: &Route,
+        woken: &Woken,
+        port: u16,
+        fresh: bool,
+    ) -> Result<Upstream, NotOpened> {
+        if !fresh && let Some(sender) = self.take(&route.workspace, woken, port) {
+            return Ok(Upstream { sender, used: true });
+        }
+        let stream = dial(route, port).await?;
+        let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(|_| NotOpened::NotListening)?;
+        // Ends with the connection; what goes wrong on it is told to whoever waits for its answer.
+        tokio::spawn(async move { drop(connection.with_upgrades().await) });
+        Ok(Upstream { sender, used: false })
+    }
+}
+
+async fn dial(route: &Route, port: u16) -> Result<TcpStream, NotOpened> {
+    let Some(socket) = &route.dial.socket else { return Err(NotOpened::Away) };
+    let token = Secret::new(route.dial.token.clone());
+    let ask = Ask { workspace: route.workspace.clone(), port, token };
+    let stream = dial::dial(Path::new(socket), &ask).await?;
+    TcpStream::from_std(stream).map_err(|_| NotOpened::Away)
+}
