@@ -30,7 +30,7 @@ fn is_public(path: &str) -> bool {
             && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~:@,=+%".contains(&b))
     };
     let first = rest.split('/').next().unwrap_or_default();
-    !first.starts_with("host") && !first.contains('%') && rest.split('/').all(plain)
+    !first.starts_with("host") && !first.starts_with("gateway") && !first.contains('%') && rest.split('/').all(plain)
 }
 
 pub(super) async fn forward(State(api): State<Api>, request: Request) -> Response {
@@ -69,6 +69,7 @@ mod tests {
         let others = [
             "/v1/host/sync",
             "/v1/host",
+            "/v1/gateway/feed",
             "/v1/%68ost/sync",
             "/v1//host/sync",
             "/v1/./host/sync",
