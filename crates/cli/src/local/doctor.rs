@@ -109,8 +109,8 @@ fn servers() -> Finding {
 }
 
 /// What an ordinary user cannot have.
-const LIMITS: &str =
-    "the size of a runtime is not enforced, and its processes run as you: run EnvForge as root for limits and users";
+const LIMITS: &str = "the size of a runtime is not enforced, its processes run as you, and a connection to an idle one does not wake it: \
+     run EnvForge as root for limits, users and localhost wakes";
 
 /// How workspaces of an ordinary user reach the outside.
 fn way_out() -> Finding {

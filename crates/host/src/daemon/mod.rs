@@ -10,6 +10,7 @@ pub mod hub;
 mod intents;
 pub mod ledger;
 mod outbox;
+mod parked;
 mod plan;
 mod reconcile;
 mod report;

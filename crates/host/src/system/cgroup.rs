@@ -85,6 +85,11 @@ static MOUNTS: LazyLock<Mounts> = LazyLock::new(|| {
     found
 });
 
+/// Where version 2 is mounted.
+pub(super) fn v2_mount() -> Option<&'static Path> {
+    MOUNTS.v2.as_deref()
+}
+
 /// Whether CPU and memory limits can be set on this machine.
 #[must_use]
 pub fn limits_available() -> bool {

@@ -8,6 +8,7 @@ mod update;
 
 use super::{
     hub::{Hub, RuntimeFacts, Workspace},
+    parked,
     plan::{Found, Step, plan},
     shell, streams,
 };
@@ -42,6 +43,13 @@ pub(super) fn begin(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &Cancellat
         tokio::select! {
             () = s.cancelled() => {}
             () = keep_shell(&h, &w, &s, &m) => s.cancel(),
+        }
+    });
+    let (h, w, s) = (Arc::clone(hub), Arc::clone(workspace), stop.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = s.cancelled() => {}
+            () = parked::keep(&h, &w) => {}
         }
     });
     let (h, w) = (Arc::clone(hub), Arc::clone(workspace));

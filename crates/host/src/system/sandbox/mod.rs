@@ -9,6 +9,7 @@ mod helper;
 pub(crate) mod hold;
 pub mod make;
 mod network;
+pub mod parked;
 
 use super::{
     Result, SystemError,
