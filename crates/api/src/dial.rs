@@ -4,7 +4,12 @@
 //! TCP socket beside it, or the reason why there is none. From then on nobody stands between the two ends, so that
 //! whoever made the connection may be restarted without anyone noticing.
 
-use crate::{ids::WorkspaceId, secret::Secret, tunnel::NotOpened};
+use crate::{
+    generation::Generation,
+    ids::{RuntimeInstanceId, WorkspaceId},
+    secret::Secret,
+    tunnel::NotOpened,
+};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -31,6 +36,18 @@ pub struct Ask {
     pub port: u16,
     /// A capability to dial.
     pub token: Secret,
+    /// Wait until something is ready there, as it is told of sooner on its host than by way of the control plane.
+    #[serde(default)]
+    pub wait: Option<Wait>,
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Wait {
+    /// The wake: whatever was before it is of no interest.
+    pub generation: Generation,
+    /// At most so long, in milliseconds.
+    pub ms: u32,
 }
 
 /// What a host asks a runtime's supervisor, which lives in the workspace's network.
@@ -45,6 +62,18 @@ struct Answer {
     /// Absent: the socket comes with it.
     #[serde(default)]
     not_opened: Option<NotOpened>,
+    /// The run of the runtime that it leads to, where the other side knows.
+    #[serde(default)]
+    instance: Option<RuntimeInstanceId>,
+}
+
+/// A connection, and the run of the runtime that it leads to where that was told.
+#[derive(Debug)]
+pub struct Dialled {
+    /// Connected.
+    pub socket: std::net::TcpStream,
+    /// Whose.
+    pub instance: Option<RuntimeInstanceId>,
 }
 
 /// Longest line, in octets.
@@ -52,11 +81,11 @@ const LINE: usize = 8 << 10;
 /// How long the other side may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks at the socket `path`.
+/// Asks at the socket `path`; an answer may take `within` beyond the usual.
 ///
 /// # Errors
 /// The reason of the other side, or [`NotOpened::Away`] when it does not answer.
-pub async fn dial<A: Serialize + Sync>(path: &Path, ask: &A) -> Result<std::net::TcpStream, NotOpened> {
+pub async fn dial<A: Serialize + Sync>(path: &Path, ask: &A, within: Duration) -> Result<Dialled, NotOpened> {
     let exchange = async {
         let mut stream = UnixStream::connect(path).await?;
         let mut line = serde_json::to_vec(ask)?;
@@ -64,10 +93,10 @@ pub async fn dial<A: Serialize + Sync>(path: &Path, ask: &A) -> Result<std::net:
         stream.write_all(&line).await?;
         receive(&stream).await
     };
-    match timeout(PATIENCE, exchange).await {
+    match timeout(PATIENCE + within, exchange).await {
         Ok(Ok((answer, socket))) => match (answer.not_opened, socket) {
             (Some(why), _) => Err(why),
-            (None, Some(socket)) => Ok(socket.into()),
+            (None, Some(socket)) => Ok(Dialled { socket: socket.into(), instance: answer.instance }),
             (None, None) => Err(NotOpened::Away),
         },
         Ok(Err(_)) | Err(_) => Err(NotOpened::Away),
@@ -122,12 +151,12 @@ pub async fn asked<A: DeserializeOwned>(stream: &UnixStream) -> io::Result<A> {
 ///
 /// # Errors
 /// When the other side is gone.
-pub async fn answer(stream: &UnixStream, outcome: Result<OwnedFd, NotOpened>) -> io::Result<()> {
-    let (socket, not_opened) = match outcome {
-        Ok(socket) => (Some(socket), None),
-        Err(why) => (None, Some(why)),
+pub async fn answer(stream: &UnixStream, outcome: Result<Dialled, NotOpened>) -> io::Result<()> {
+    let (socket, told) = match outcome {
+        Ok(Dialled { socket, instance }) => (Some(socket), Answer { not_opened: None, instance }),
+        Err(why) => (None, Answer { not_opened: Some(why), instance: None }),
     };
-    let mut line = serde_json::to_vec(&Answer { not_opened })?;
+    let mut line = serde_json::to_vec(&told)?;
     line.push(b'\n');
     let sockets: Vec<BorrowedFd<'_>> = socket.iter().map(AsFd::as_fd).collect();
     stream
@@ -161,10 +190,12 @@ mod tests {
             while let Ok((stream, _)) = listener.accept().await {
                 let ask: AskInside = asked(&stream).await.expect("asked");
                 let outcome = std::net::TcpStream::connect(("127.0.0.1", ask.port));
-                answer(&stream, outcome.map(OwnedFd::from).map_err(|_| NotOpened::NotListening)).await.expect("told");
+                let outcome = outcome.map(|socket| Dialled { socket, instance: None });
+                answer(&stream, outcome.map_err(|_| NotOpened::NotListening)).await.expect("told");
             }
         });
-        let mut near = dial(&path, &AskInside { port }).await.expect("a connection");
+        let none = Duration::ZERO;
+        let mut near = dial(&path, &AskInside { port }, none).await.expect("a connection").socket;
         let (mut far, _) = service.accept().expect("accepted");
         drop(service);
         near.write_all(b"hello").expect("written");
@@ -172,7 +203,7 @@ mod tests {
         let mut heard = String::new();
         far.read_to_string(&mut heard).expect("heard");
         assert_eq!(heard, "hello");
-        assert_eq!(dial(&path, &AskInside { port }).await.err(), Some(NotOpened::NotListening));
-        assert_eq!(dial(&dir.path().join("none"), &AskInside { port }).await.err(), Some(NotOpened::Away));
+        assert_eq!(dial(&path, &AskInside { port }, none).await.err(), Some(NotOpened::NotListening));
+        assert_eq!(dial(&dir.path().join("none"), &AskInside { port }, none).await.err(), Some(NotOpened::Away));
     }
 }

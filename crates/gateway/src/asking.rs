@@ -57,11 +57,23 @@ impl Asking<'_> {
             return origin == Some(true);
         }
         let site = self.headers.get(FETCH_SITE).map(|value| matches!(value.as_bytes(), b"same-origin" | b"none"));
+        if site.is_none() && origin.is_none() && self.is_browser() {
+            return self.is_followed_or_own(own);
+        }
         if origin != Some(false) && site != Some(false) {
             return true;
         }
         let top = self.text(&FETCH_MODE) == Some("navigate") && self.text(&FETCH_DEST) == Some("document");
         top && self.method == Method::GET
+    }
+
+    /// A browser that says nothing about where a request comes from: an old one, or any where there is no TLS. Pages can
+    /// keep silent about themselves (no referrer), but cannot make what they load look like a navigation.
+    fn is_followed_or_own(&self, own: &str) -> bool {
+        let referer = self.text(&header::REFERER).and_then(|referer| referer.strip_prefix(own));
+        let navigates = self.headers.contains_key(header::UPGRADE_INSECURE_REQUESTS);
+        referer.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            || (navigates && matches!(*self.method, Method::GET | Method::HEAD))
     }
 
     fn is_prefetch(&self) -> bool {
@@ -141,6 +153,15 @@ mod tests {
         assert!(!counts(post.clone(), false, &[("origin", other)]));
         assert!(!counts(post.clone(), false, &[("origin", other), ("sec-fetch-site", "same-origin")]));
         assert!(!counts(post, false, &[("origin", "null")]));
+        // Without TLS browsers say less.
+        let browser = ("user-agent", "Mozilla/5.0");
+        let page = format!("{OWN}/page");
+        assert!(counts(get.clone(), false, &[browser, ("referer", &page)]));
+        assert!(counts(get.clone(), false, &[browser, ("upgrade-insecure-requests", "1")]));
+        assert!(!counts(get.clone(), false, &[browser]));
+        assert!(!counts(get.clone(), false, &[browser, ("accept", "text/html"), ("referer", other)]));
+        let prefixed = format!("{OWN}.evil.example/");
+        assert!(!counts(get.clone(), false, &[browser, ("referer", &prefixed)]));
         assert!(counts(get.clone(), true, &[("origin", OWN)]));
         assert!(!counts(get.clone(), true, &[]));
         assert!(!counts(get, true, &[("origin", other)]));

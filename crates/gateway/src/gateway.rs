@@ -18,7 +18,7 @@ use crate::{
 };
 use envforge_api::{
     dev_host::HostLabel,
-    gateway::{Route, Standing},
+    gateway::{Route, Standing, Target},
     link::{Family, LINK_HEADER},
     time::Timestamp,
 };
@@ -121,7 +121,7 @@ impl Gateway {
         let asking = Asking { method, headers, socket: asks_for_socket(headers) };
         let (own, cookie) = {
             let known = self.knowledge.now();
-            let needed = headers.contains_key(header::ORIGIN) || asking.socket;
+            let needed = headers.contains_key(header::ORIGIN) || headers.contains_key(header::REFERER) || asking.socket;
             let own = if needed { format!("{}://{label}.{}", known.scheme, known.base) } else { String::new() };
             (own, if known.is_secure() { COOKIES[0] } else { COOKIES[1] })
         };
@@ -171,7 +171,7 @@ impl Gateway {
             let target = sent.target(&route);
             let family = sent.family(&[&target.families, &route.target.families]);
             let Some(family) = carried(session, family.ok(), socket) else { return pages::not_carried(reader) };
-            let woken = match self.woken(session, &route, target.service.as_str(), page, may_wake).await {
+            let woken = match self.woken(pool, session, &route, target, page, may_wake).await {
                 Ok(woken) => woken,
                 Err(answer) => return answer(reader),
             };
@@ -204,18 +204,19 @@ impl Gateway {
     /// A service that can be connected to, or what the visitor gets instead.
     async fn woken(
         &self,
+        pool: &Pool,
         session: &VerifiedSession,
         route: &Route,
-        service: &str,
+        target: &Target,
         page: bool,
         may_wake: bool,
     ) -> Result<Woken, Box<dyn FnOnce(Reader) -> Response<Answer> + Send>> {
         let not = |why: NotWoken| -> Box<dyn FnOnce(Reader) -> Response<Answer> + Send> {
             Box::new(move |reader| pages::not_woken(reader, &why))
         };
-        let Ok(service) = service.parse() else { return Err(not(NotWoken::Gone)) };
+        let service = &target.service;
         let standing = self.knowledge.standing(&route.workspace).ok_or_else(|| not(NotWoken::Gone))?;
-        let generation = match readiness(&standing, &service) {
+        let generation = match readiness(&standing, service) {
             Readiness::Ready(woken) => return Ok(woken),
             Readiness::Coming | Readiness::Broken(_) if page => return Err(self.waiting_page(route, &standing)),
             Readiness::Broken(how) => return Err(not(NotWoken::Broken(how))),
@@ -231,8 +232,19 @@ impl Gateway {
         let Some(_place) = self.waiting.enter(&visit.workspace, &visit.organization) else {
             return Err(Box::new(pages::crowded));
         };
+        // Whoever says so first: the host knows sooner, the feed knows more about why it does not come.
+        let by_host = async {
+            match target.port {
+                Some(port) => match pool.await_ready(route, port, generation, HELD).await {
+                    Ok(woken) => woken,
+                    Err(_) => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            ready = until_ready(&self.knowledge, &visit.workspace, &service, generation, HELD) => ready.map_err(not),
+            woken = by_host => Ok(woken),
+            ready = until_ready(&self.knowledge, &visit.workspace, service, generation, HELD) => ready.map_err(not),
             () = session.held().cut.cancelled() => Err(not(NotWoken::Gone)),
         }
     }

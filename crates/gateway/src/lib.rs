@@ -54,7 +54,23 @@ pub async fn main(options: Options, say: impl Fn(&str)) -> ExitCode {
     }
 }
 
+/// Descriptors wanted: two for each open socket.
+const DESCRIPTORS: u64 = 200_000;
+
+/// As many descriptors as may be had.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let hard = now.maximum.map_or(DESCRIPTORS, |hard| hard.max(DESCRIPTORS));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(hard), maximum: Some(hard) });
+    if raised.is_err() {
+        // Only the administrator may go above the hard limit; up to it everyone may.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+    }
+}
+
 async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
+    raise_descriptors();
     let broken = |what: &str, error: &std::io::Error| {
         Problem::unavailable(format!("cannot {what}: {error}"), "is something listening on that address already?")
     };

@@ -242,5 +242,8 @@ pub(crate) fn waiting(slug: &Slug, state: &State<'_>) -> Response<Answer> {
     );
     let head = "<noscript><meta http-equiv=\"refresh\" content=\"2\"></noscript>";
     let title = format!("{slug} is waking");
-    retry(page(StatusCode::SERVICE_UNAVAILABLE, &title, head, &main), None)
+    let mut response = page(StatusCode::SERVICE_UNAVAILABLE, &title, head, &main);
+    // By its referrer what it asks for is known to be its own, where a browser says nothing else about that.
+    response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+    retry(response, None)
 }

@@ -3,8 +3,9 @@
 
 use crate::{body::Asked, wake::Woken};
 use envforge_api::{
-    dial::{self, Ask},
+    dial::{self, Ask, Wait},
     gateway::Route,
+    generation::Generation,
     ids::{RuntimeInstanceId, WorkspaceId},
     secret::Secret,
     tunnel::NotOpened,
@@ -107,19 +108,41 @@ impl Pool {
         if !fresh && let Some(sender) = self.take(&route.workspace, woken, port) {
             return Ok(Upstream { sender, used: true });
         }
-        let stream = dial(route, port).await?;
-        let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = handshake.map_err(|_| NotOpened::NotListening)?;
-        // Ends with the connection; what goes wrong on it is told to whoever waits for its answer.
-        tokio::spawn(async move { drop(connection.with_upgrades().await) });
+        let (sender, _) = dial(route, port, None).await?;
         Ok(Upstream { sender, used: false })
+    }
+
+    /// Waits until the host says that something is ready at `port`, which it knows before the control plane does, and
+    /// keeps the connection that it made.
+    pub(crate) async fn await_ready(
+        &self,
+        route: &Route,
+        port: u16,
+        generation: Generation,
+        within: Duration,
+    ) -> Result<Woken, NotOpened> {
+        let ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
+        let (sender, instance) = dial(route, port, Some(Wait { generation, ms })).await?;
+        let woken = Woken::connected(instance.ok_or(NotOpened::Unknown)?);
+        self.keep(&route.workspace, &woken, port, sender);
+        Ok(woken)
     }
 }
 
-async fn dial(route: &Route, port: u16) -> Result<TcpStream, NotOpened> {
+async fn dial(
+    route: &Route,
+    port: u16,
+    wait: Option<Wait>,
+) -> Result<(SendRequest<Asked>, Option<RuntimeInstanceId>), NotOpened> {
     let Some(socket) = &route.dial.socket else { return Err(NotOpened::Away) };
     let token = Secret::new(route.dial.token.clone());
-    let ask = Ask { workspace: route.workspace.clone(), port, token };
-    let stream = dial::dial(Path::new(socket), &ask).await?;
-    TcpStream::from_std(stream).map_err(|_| NotOpened::Away)
+    let within = wait.map_or(Duration::ZERO, |wait| Duration::from_millis(wait.ms.into()));
+    let ask = Ask { workspace: route.workspace.clone(), port, token, wait };
+    let dialled = dial::dial(Path::new(socket), &ask, within).await?;
+    let stream = TcpStream::from_std(dialled.socket).map_err(|_| NotOpened::Away)?;
+    let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = handshake.map_err(|_| NotOpened::NotListening)?;
+    // Ends with the connection; what goes wrong on it is told to whoever waits for its answer.
+    tokio::spawn(async move { drop(connection.with_upgrades().await) });
+    Ok((sender, dialled.instance))
 }

@@ -27,6 +27,11 @@ pub(crate) struct Woken {
 }
 
 impl Woken {
+    /// The host that connected says so itself.
+    pub(crate) fn connected(instance: RuntimeInstanceId) -> Self {
+        Self { instance }
+    }
+
     pub(crate) fn instance(&self) -> &RuntimeInstanceId {
         &self.instance
     }

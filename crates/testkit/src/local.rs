@@ -20,6 +20,8 @@ pub struct Local {
     binary: PathBuf,
     boot_id: PathBuf,
     user: Option<User>,
+    /// Further variables of every command line.
+    with: Vec<(String, String)>,
 }
 
 /// An ordinary user of the machine.
@@ -55,12 +57,24 @@ impl Local {
         local
     }
 
+    /// The same with further environment variables, for the installation and every command line.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_with(binary: &Path, with: &[(&str, &str)]) -> Self {
+        let mut local = Self::unstarted(binary, None);
+        local.with = with.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        local.begin();
+        local
+    }
+
     fn unstarted(binary: &Path, user: Option<User>) -> Self {
         let dir = tempfile::Builder::new().prefix("ef").tempdir().expect("temp dir");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         let boot_id = dir.path().join("boot_id");
         fs::write(&boot_id, "11111111-1111-4111-8111-111111111111\n").expect("write");
-        let local = Self { disk: None, dir, binary: binary.to_owned(), boot_id, user };
+        let local = Self { disk: None, dir, binary: binary.to_owned(), boot_id, user, with: vec![] };
         if let Some(user) = &local.user {
             let give = |dir: &Path| std::os::unix::fs::chown(dir, Some(user.uid), Some(user.gid)).expect("chown");
             give(local.dir.path());
@@ -147,6 +161,7 @@ impl Local {
             .env("ENVFORGE_HOME", self.home())
             .env("ENVFORGE_BOOT_ID_PATH", &self.boot_id)
             .env("XDG_CACHE_HOME", self.dir.path().join("cache"))
+            .envs(self.with.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }

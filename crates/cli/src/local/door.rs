@@ -22,9 +22,13 @@ use std::{
 /// Tried first, for addresses that people can remember.
 const FAVOURITE: u16 = 7080;
 
+/// Names the host below which dev hosts of a local installation lie, when it is started for the first time.
+const BASE_VARIABLE: &str = "ENVFORGE_BASE";
+
 /// The port, with the socket on it unless a gateway that an earlier keeper left has that.
 #[derive(Debug, Clone)]
 pub(super) struct Door {
+    host: String,
     port: u16,
     listener: Option<Arc<TcpListener>>,
 }
@@ -35,9 +39,12 @@ impl Door {
     /// # Errors
     /// When no port can be had.
     pub(super) fn open(board: &Board, held: bool) -> Result<Self, Problem> {
+        let host = board.base_host().unwrap_or_else(|| {
+            std::env::var(BASE_VARIABLE).ok().filter(|base| !base.is_empty()).unwrap_or_else(|| BASE.to_owned())
+        });
         let known = board.base_port();
         if let Some(port) = known.filter(|_| held) {
-            return Ok(Self { port, listener: None });
+            return Ok(Self { host, port, listener: None });
         }
         let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
         let listener = match known.map(listen) {
@@ -50,13 +57,13 @@ impl Door {
         };
         let opened = listener.and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
         let (port, listener) = opened.map_err(|error| broken("listen for visitors", &error))?;
-        board.change(|record| record.base_port = Some(port));
-        Ok(Self { port, listener: Some(Arc::new(listener)) })
+        board.change(|record| (record.base_host, record.base_port) = (Some(host.clone()), Some(port)));
+        Ok(Self { host, port, listener: Some(Arc::new(listener)) })
     }
 
     /// The base of dev hosts.
     pub(super) fn base(&self) -> String {
-        format!("{BASE}:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     fn socket(&self) -> io::Result<OwnedFd> {

@@ -115,7 +115,9 @@ pub(super) struct Record {
     pub(super) problem: Option<Problem>,
     /// The port the control plane last listened on; tried first at its next start.
     pub(super) port: Option<u16>,
-    /// The port that dev hosts and links lead to.
+    /// The host below which dev hosts lie, and the port that they and links lead to.
+    #[serde(default)]
+    pub(super) base_host: Option<String>,
     #[serde(default)]
     pub(super) base_port: Option<u16>,
     /// Its parts.
@@ -156,7 +158,8 @@ impl Board {
         let parts = names.iter().map(part).collect();
         let port = before.as_ref().and_then(|before| before.port);
         let base_port = before.as_ref().and_then(|before| before.base_port);
-        let record = Record { keeper, phase, since: now, problem: None, port, base_port, parts };
+        let base_host = before.as_ref().and_then(|before| before.base_host.clone());
+        let record = Record { keeper, phase, since: now, problem: None, port, base_host, base_port, parts };
         write_atomically(&paths.record(), &record)?;
         Ok(Self { paths: paths.clone(), record: Arc::new(Mutex::new(record)) })
     }
@@ -201,6 +204,11 @@ impl Board {
     /// The port to try first.
     pub(super) fn port(&self) -> Option<u16> {
         self.lock().port
+    }
+
+    /// The host below which dev hosts lie.
+    pub(super) fn base_host(&self) -> Option<String> {
+        self.lock().base_host.clone()
     }
 
     /// The port that links lead to.

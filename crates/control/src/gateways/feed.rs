@@ -105,7 +105,7 @@ fn gone((workspace, at): (envforge_api::ids::WorkspaceId, Timestamp)) -> Standin
 
 /// Changes with everything that a route is made of: a digest, so that every replica says the same.
 pub(super) fn version(row: &Row) -> u64 {
-    let ports: Vec<_> = super::route::running_ports(row);
+    let ports = super::route::main_ports(row);
     let made_of = (&row.hosts, row.faces(), &row.spec.routes, row.host.as_str(), ports);
     let bytes = serde_json::to_vec(&made_of).unwrap_or_default();
     let digest = Sha256::digest(&bytes);

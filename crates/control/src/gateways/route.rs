@@ -19,20 +19,28 @@ use envforge_api::{
 };
 use std::collections::BTreeSet;
 
-/// The ports that services of a running instance listen on: what a file says by now may be another one.
-pub(super) fn running_ports(row: &Row) -> Vec<(&str, u16)> {
+/// The port of a service's own dev host: what a running instance listens on, else what its file says, which by now may
+/// be another one.
+fn main_port(row: &Row, service: &str) -> Option<u16> {
     let report = row.report.as_ref().filter(|report| report.instance.is_some());
     let services = report.map(|report| report.services.as_slice()).unwrap_or_default();
-    let of_services = services.iter().filter(|service| service.kind == ServiceKind::Service);
-    of_services.filter_map(|service| Some((service.name.as_str(), service.port?))).collect()
+    let is_it = |name: &str, kind: ServiceKind| kind == ServiceKind::Service && name == service;
+    let running = services.iter().find(|s| is_it(&s.name, s.kind)).and_then(|service| service.port);
+    let face = || row.faces().iter().find(|face| face.service.as_str() == service);
+    running.or_else(|| face().and_then(envforge_api::host::Face::main_port))
+}
+
+/// The main ports of all services: the same asleep as awake, unless something was edited meanwhile.
+pub(super) fn main_ports(row: &Row) -> Vec<(&str, Option<u16>)> {
+    let services = row.spec.services.iter().map(|service| service.name.as_str());
+    services.map(|name| (name, main_port(row, name))).collect()
 }
 
 fn target(row: &Row, service: &ServiceName, port: Option<&ServiceName>) -> Target {
     let face = row.faces().iter().find(|face| face.service == *service);
-    let running = || running_ports(row).into_iter().find(|(name, _)| *name == service.as_str()).map(|(_, port)| port);
     let number = match port {
         Some(port) => face.and_then(|face| face.ports.get(port)).copied(),
-        None => running().or_else(|| face.and_then(envforge_api::host::Face::main_port)),
+        None => main_port(row, service.as_str()),
     };
     Target {
         service: service.clone(),

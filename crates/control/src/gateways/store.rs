@@ -113,17 +113,6 @@ pub(super) async fn note_traffic(
     host.map(|id| id.parse().map_err(|_| unreadable("host id"))).transpose()
 }
 
-/// Whether a host has not been told of some traffic yet.
-pub(crate) async fn traffic_waits(db: impl PgExecutor<'_>, host: &HostId) -> Result<bool, Failure> {
-    Ok(sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM link_traffic t JOIN workspaces w ON w.id = t.workspace_id
-             WHERE w.host_id = $1 AND w.deleted_at IS NULL AND t.last_at > t.told_at)",
-    )
-    .bind(host.as_str())
-    .fetch_one(db)
-    .await?)
-}
-
 /// The traffic of a host's workspaces in the last two hours, noted as told.
 pub(super) async fn traffic(pool: &PgPool, host: &HostId) -> Result<Vec<Traffic>, Failure> {
     let rows = sqlx::query(

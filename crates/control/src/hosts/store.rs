@@ -237,15 +237,42 @@ pub(crate) async fn abandon(pool: &PgPool, id: &CommandId) -> Result<(), Failure
     Ok(())
 }
 
-/// Whether a parked answer has to go for a lease: one never offered, or offered 2 seconds ago and not heard of since.
-pub(crate) async fn lease_waits(pool: &PgPool, host: &HostId) -> Result<bool, Failure> {
-    Ok(sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM leases WHERE host_id = $1 AND finished_at IS NULL AND state = 'queued'
-             AND (offered_at IS NULL OR offered_at < now() - interval '2 seconds'))",
+/// What an answer to a host has to say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Waits {
+    /// The current epoch.
+    pub(crate) epoch: HostEpoch,
+    /// The newest intent.
+    pub(crate) newest: IntentSeq,
+    /// The host has not taken some lease yet.
+    pub(crate) lease: bool,
+    /// One of them was never offered, or offered 2 seconds ago and not heard of since.
+    pub(crate) lease_due: bool,
+    /// There was link traffic that the host has not been told of.
+    pub(crate) traffic: bool,
+}
+
+/// What waits for a host, in one look.
+pub(crate) async fn waits(pool: &PgPool, host: &HostId) -> Result<Waits, Failure> {
+    let row = sqlx::query(
+        "SELECT epoch, intent_seq,
+             EXISTS (SELECT FROM leases WHERE host_id = $1 AND finished_at IS NULL AND state = 'queued') AS lease,
+             EXISTS (SELECT FROM leases WHERE host_id = $1 AND finished_at IS NULL AND state = 'queued'
+                 AND (offered_at IS NULL OR offered_at < now() - interval '2 seconds')) AS lease_due,
+             EXISTS (SELECT FROM link_traffic t JOIN workspaces w ON w.id = t.workspace_id
+                 WHERE w.host_id = $1 AND w.deleted_at IS NULL AND t.last_at > t.told_at) AS traffic
+         FROM hosts WHERE id = $1",
     )
     .bind(host.as_str())
     .fetch_one(pool)
-    .await?)
+    .await?;
+    Ok(Waits {
+        epoch: HostEpoch(small(row.try_get("epoch")?)),
+        newest: IntentSeq(small(row.try_get("intent_seq")?)),
+        lease: row.try_get("lease")?,
+        lease_due: row.try_get("lease_due")?,
+        traffic: row.try_get("traffic")?,
+    })
 }
 
 /// The leases that a host has not taken yet, oldest first; marks them offered.

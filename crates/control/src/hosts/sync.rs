@@ -3,7 +3,7 @@
 //! What came in is stored first, each workspace in a transaction of its own. Then the answer is read; a parked
 //! request waits for its host's bell before that. Epoch first: a daemon that was replaced changes nothing.
 
-use super::store;
+use super::store::{self, Waits};
 use crate::{
     app::App,
     audit,
@@ -59,15 +59,17 @@ pub(crate) async fn sync(app: &App, host: &HostId, request: SyncRequest) -> Resu
     for report in request.reports {
         accept(app, host, epoch, report).await?;
     }
-    park(app, host, &mut bell, request.epoch, request.intent_seq, request.wait_ms).await?;
-    let (intent_seq, intents) = intents(app, host, request.intent_seq, request.wait_ms).await?;
-    let leases = store::offer(&app.pool, host).await?;
+    let waits = park(app, host, &mut bell, request.epoch, request.intent_seq, request.wait_ms).await?;
+    // A woken workspace waits for this answer: nothing is asked of the database that has nothing to say.
+    let (intent_seq, intents) = intents(app, host, request.intent_seq, waits.newest, request.wait_ms).await?;
+    let leases = if waits.lease { store::offer(&app.pool, host).await? } else { Vec::new() };
     let runs: Vec<&str> =
         leases.iter().filter(|l| matches!(l.act, LeasedAct::Run { .. })).map(|l| l.id.as_str()).collect();
     if !runs.is_empty() {
         commands::store::offered(&app.pool, &runs).await?;
     }
-    let traffic = gateways::traffic(app, host).await?;
+    let told = waits.traffic || request.intent_seq == IntentSeq(0);
+    let traffic = if told { gateways::traffic(app, host).await? } else { Vec::new() };
     Ok(SyncAnswer {
         traffic,
         intent_seq,
@@ -88,28 +90,20 @@ async fn park(
     given: HostEpoch,
     seq: IntentSeq,
     wait_ms: u32,
-) -> Result<(), Failure> {
+) -> Result<Waits, Failure> {
     let deadline = Instant::now() + Duration::from_millis(u64::from(wait_ms.min(MAX_PARK_MS)));
     loop {
         bell.mark_unchanged();
-        let (epoch, newest) = store::position(&app.pool, host).await?;
-        check(epoch, given)?;
-        if wait_ms == 0
-            || newest != seq
-            || store::lease_waits(&app.pool, host).await?
-            || gateways::store::traffic_waits(&app.pool, host).await?
-        {
-            return Ok(());
+        let waits = store::waits(&app.pool, host).await?;
+        check(waits.epoch, given)?;
+        if wait_ms == 0 || waits.newest != seq || waits.lease_due || waits.traffic || Instant::now() >= deadline {
+            return Ok(waits);
         }
         // The bell is enough; the look every five seconds is for a lease whose first answer was lost.
         let look = (Instant::now() + Duration::from_secs(5)).min(deadline);
         tokio::select! {
             _ = timeout_at(look, bell.changed()) => {}
-            () = app.stopping.cancelled() => return Ok(()),
-        }
-        if Instant::now() >= deadline {
-            let (epoch, _) = store::position(&app.pool, host).await?;
-            return check(epoch, given);
+            () = app.stopping.cancelled() => return Ok(waits),
         }
     }
 }
@@ -120,9 +114,9 @@ async fn intents(
     app: &App,
     host: &HostId,
     seq: IntentSeq,
+    newest: IntentSeq,
     wait_ms: u32,
 ) -> Result<(IntentSeq, Vec<WorkspaceIntent>), Failure> {
-    let (_, newest) = store::position(&app.pool, host).await?;
     if seq > newest && wait_ms == 0 {
         return Ok((newest, Vec::new()));
     }

@@ -3,17 +3,18 @@
 
 use super::{
     hub::{Hub, Workspace},
+    parked,
     streams::bind,
 };
 use envforge_api::{
     capability::{self, Right},
-    dial::{self, Ask, AskInside},
+    dial::{self, Ask, AskInside, Dialled},
     states::ServiceKind,
     time::Timestamp,
     tunnel::NotOpened,
 };
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
-use tokio::net::UnixStream;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::{net::UnixStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Where it is.
@@ -36,7 +37,7 @@ pub(super) async fn serve(hub: Arc<Hub>, stop: CancellationToken) -> std::io::Re
         match accepted {
             Ok((stream, _)) => {
                 let hub = Arc::clone(&hub);
-                // Ends with its answer, in a few seconds at most.
+                // Ends with its answer.
                 tokio::spawn(async move { answer(&hub, &stream).await });
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -52,21 +53,28 @@ async fn answer(hub: &Hub, stream: &UnixStream) {
 }
 
 /// A connection, for whoever may have one.
-pub(super) async fn connect(hub: &Hub, ask: &Ask) -> Result<OwnedFd, NotOpened> {
+async fn connect(hub: &Hub, ask: &Ask) -> Result<Dialled, NotOpened> {
     let keys = hub.keys.borrow().clone();
     let given = capability::verify(&keys, ask.token.expose(), Timestamp::now()).map_err(|_| NotOpened::Refused)?;
     let host = hub.host.borrow().clone().ok_or(NotOpened::Refused)?;
     given.allows(&host, &ask.workspace, Right::Dial).map_err(|_| NotOpened::Refused)?;
     let workspace = hub.get(&ask.workspace).ok_or(NotOpened::Refused)?;
-    if workspace.runtime.borrow().supervisor.is_none() {
-        return Err(NotOpened::Asleep);
+    if let Some(wait) = ask.wait {
+        let within = Duration::from_millis(wait.ms.into());
+        match timeout(within, parked::ready(&workspace, ask.port, wait.generation)).await {
+            Ok(true) => {}
+            Ok(false) => return Err(NotOpened::NotListening),
+            Err(_) => return Err(NotOpened::Asleep),
+        }
     }
+    let instance = workspace.runtime.borrow().supervisor.as_ref().map(|supervisor| supervisor.instance.clone());
+    let instance = instance.ok_or(NotOpened::Asleep)?;
     if !is_open(&workspace, ask.port) {
         return Err(NotOpened::Refused);
     }
     let sandbox = workspace.sandbox.borrow().clone().ok_or(NotOpened::Asleep)?;
-    match dial::dial(&sandbox.dial_socket(), &AskInside { port: ask.port }).await {
-        Ok(socket) => Ok(socket.into()),
+    match dial::dial(&sandbox.dial_socket(), &AskInside { port: ask.port }, Duration::ZERO).await {
+        Ok(dialled) => Ok(Dialled { instance: Some(instance), ..dialled }),
         // The supervisor ended between two looks.
         Err(NotOpened::Away) => Err(NotOpened::Asleep),
         Err(why) => Err(why),

@@ -88,15 +88,42 @@ enum Port {
 }
 
 fn port(port: u16, intent: &WorkspaceIntent, facts: &RuntimeFacts, woken: Generation) -> Port {
+    if intent.generation < woken {
+        // Word of the wake is still on its way here.
+        return Port::Coming;
+    }
     if matches!(intent.runtime, DesiredRuntime::Asleep { .. }) {
         return Port::Never;
     }
     if facts.failed.as_ref().is_some_and(|(generation, _, _)| *generation >= woken) {
         return Port::Never;
     }
-    match facts.snapshot.as_ref().filter(|_| facts.supervisor.is_some()) {
+    // Of an earlier run nothing is said: it may be about to end.
+    let of_now =
+        |snapshot: &&Snapshot| snapshot.generation >= woken && snapshot.runtime.state != RuntimeState::Sleeping;
+    match facts.snapshot.as_ref().filter(|_| facts.supervisor.is_some()).filter(of_now) {
         Some(snapshot) => port_of(port, snapshot),
         None => Port::Coming,
+    }
+}
+
+/// Waits until something is ready at a port, of the wake at `woken` or later; false when that will never be.
+pub(super) async fn ready(workspace: &Workspace, asked: u16, woken: Generation) -> bool {
+    let (mut intents, mut runtime) = (workspace.intent.subscribe(), workspace.runtime.subscribe());
+    loop {
+        let state = port(asked, &intents.borrow_and_update(), &runtime.borrow_and_update(), woken);
+        match state {
+            Port::Ready => return true,
+            Port::Never => return false,
+            Port::Coming => {}
+        }
+        let changed = tokio::select! {
+            changed = runtime.changed() => changed,
+            changed = intents.changed() => changed,
+        };
+        if changed.is_err() {
+            return false;
+        }
     }
 }
 
@@ -266,21 +293,11 @@ impl Held {
 
     async fn connected(&self, asked: u16) -> Option<TcpStream> {
         let woken = self.wake().await?;
-        let (mut intents, mut runtime) = (self.workspace.intent.subscribe(), self.workspace.runtime.subscribe());
-        loop {
-            let state = port(asked, &intents.borrow_and_update(), &runtime.borrow_and_update(), woken);
-            match state {
-                Port::Ready => break,
-                Port::Never => return None,
-                Port::Coming => {}
-            }
-            tokio::select! {
-                changed = runtime.changed() => changed.ok()?,
-                changed = intents.changed() => changed.ok()?,
-            }
+        if !ready(&self.workspace, asked, woken).await {
+            return None;
         }
-        let far = dial::dial(&self.sandbox.dial_socket(), &AskInside { port: asked }).await.ok()?;
-        TcpStream::from_std(far).ok()
+        let far = dial::dial(&self.sandbox.dial_socket(), &AskInside { port: asked }, Duration::ZERO).await.ok()?;
+        TcpStream::from_std(far.socket).ok()
     }
 
     /// Asks the control plane, in the name of the workspace, unless someone has; the generation to wait for.

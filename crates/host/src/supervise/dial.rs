@@ -4,13 +4,13 @@
 use super::runtime::Runtime;
 use crate::system::SystemError;
 use envforge_api::{
-    dial::{self, AskInside},
+    dial::{self, AskInside, Dialled},
     tunnel::NotOpened,
 };
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
+    os::unix::fs::PermissionsExt,
     time::Duration,
 };
 use tokio::{
@@ -50,7 +50,7 @@ pub(super) fn listen(runtime: &Runtime) -> Result<(), SystemError> {
 }
 
 /// A development server may listen on one of the two loopback addresses only.
-async fn connect(port: u16) -> Result<OwnedFd, NotOpened> {
+async fn connect(port: u16) -> Result<Dialled, NotOpened> {
     let either = async {
         let four = TcpStream::connect((IpAddr::V4(Ipv4Addr::LOCALHOST), port)).await;
         match four {
@@ -63,5 +63,6 @@ async fn connect(port: u16) -> Result<OwnedFd, NotOpened> {
     let stream = timeout(PATIENCE, either).await.map_err(|_| NotOpened::NotListening)?;
     let stream = stream.map_err(|_| NotOpened::NotListening)?;
     stream.set_nodelay(true).map_err(|_| NotOpened::NotListening)?;
-    stream.into_std().map(OwnedFd::from).map_err(|_| NotOpened::NotListening)
+    let socket = stream.into_std().map_err(|_| NotOpened::NotListening)?;
+    Ok(Dialled { socket, instance: None })
 }

@@ -277,11 +277,16 @@ impl Group {
         ];
         for at in self.v2.iter().chain(&self.v1) {
             for (file, value) in &settings {
-                match write(&at.join(file), value) {
+                let file = at.join(file);
+                // Most settings are another hierarchy's, and trying to make a file costs more than looking for it.
+                if !file.exists() {
+                    continue;
+                }
+                match write(&file, value) {
                     Err(error)
                         if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) =>
                     {
-                        return Err(SystemError::new(format!("set {file}"), error));
+                        return Err(SystemError::new(format!("set {}", file.display()), error));
                     }
                     Ok(()) | Err(_) => {}
                 }
