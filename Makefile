@@ -38,4 +38,5 @@ check:
 
 bench:
 	cargo build --locked --release --package envforge
+	cargo build --locked --release --package envforge-testkit --example sockets
 	bench/run

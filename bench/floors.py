@@ -116,6 +116,31 @@ class BareProcesses:
             process.wait(timeout=30)
 
 
+class BareService:
+    """One service, started as it is and asked until it answers."""
+
+    def __init__(self, directory, checkout):
+        self.checkout = checkout
+        self.port = free_ports(1)[0]
+        self.as_user = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+        self.process = None
+
+    def wake(self):
+        """Milliseconds until it answers."""
+        environment = {"PATH": os.environ["PATH"], "PORT": str(self.port)}
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        began = time.monotonic()
+        self.process = subprocess.Popen(
+            ["node", "server.js"], cwd=self.checkout, env=environment, **streams, **self.as_user
+        )
+        wait_without_pause(lambda: http_answers(self.port))
+        return (time.monotonic() - began) * 1000
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+
 def postgres_programs():
     found = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     at = str(found[-1]) if found else shutil.which("postgres")

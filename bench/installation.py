@@ -60,6 +60,12 @@ class Installation:
             raise RuntimeError(f"envforge {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()[-600:]}")
         return done.stdout
 
+    def add_project(self, name, services, programs=()):
+        """One more project, of services with these files."""
+        directory = self.directory / "origin"
+        made = {service: projects.repository(directory, service, files, programs) for service, files in services.items()}
+        self.run("project", "apply", "-f", str(projects.project(directory, name, made, "")))
+
     def timed(self, *arguments):
         """Runs a command line; when it began and ended, in seconds since 1970."""
         began = time.time()

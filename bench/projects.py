@@ -5,6 +5,7 @@
 """
 
 import os
+import shutil
 import subprocess
 
 SERVER = """
@@ -39,7 +40,8 @@ def create(directory):
     many = {f"src/{n // 50}/file{n}.js": f"// {n}\n" + f"export const value{n} = {n};\n" * 60 for n in range(FILES)}
     web = repository(directory, "web", {"server.js": SERVER, "envforge.yml": WEB} | many)
     api = repository(directory, "api", {"server.js": SERVER, "envforge.yml": API} | many)
-    sleeper = repository(directory, "sleeper", {"server.js": SERVER, "envforge.yml": WEB})
+    brief = WEB + "runtime: { sleep: { after: 2s } }\n"
+    sleeper = repository(directory, "sleeper", {"server.js": SERVER, "envforge.yml": brief})
     return [
         project(directory, "bench", {"web": web, "api": api}, "resources: { database: managed, queue: managed }\n"),
         project(directory, "sleepers", {"web": sleeper}, ""),
@@ -53,12 +55,14 @@ def project(directory, name, services, rest):
     return file
 
 
-def repository(directory, name, files):
+def repository(directory, name, files, programs=()):
     work = directory / f"{name}-work"
     for path, text in files.items():
         at = work / path
         at.parent.mkdir(parents=True, exist_ok=True)
         at.write_text(text)
+    for program in programs:
+        shutil.copy(program, work)
     git(work, "init", "--quiet", "--initial-branch=main")
     git(work, "add", "--all")
     git(work, "commit", "--quiet", "--message=first")

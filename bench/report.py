@@ -36,11 +36,24 @@ class Report:
 
     def __init__(self):
         self.rows = []
+        self.rates = []
+        self.bounds = []
         self.memory = []
         self.not_measured = []
 
     def time(self, row):
         self.rows.append(row)
+
+    def rate(self, what, unit, product, peer, peers, target):
+        """More is better: the product's against a peer's."""
+        product, floor = statistics.median(product), statistics.median(peers)
+        verdict = "–" if target is None else "met" if product >= target * floor else "MISSED"
+        target = "–" if target is None else f"≥ {target:g}"
+        ratio = f"{product / floor:.2f}"
+        self.rates.append([what, f"{product:.0f} {unit}", peer, f"{floor:.0f}", ratio, target, verdict])
+
+    def bound(self, what, unit, value, most):
+        self.bounds.append([what, f"{value:.2f} {unit}", f"≤ {most:g}", "met" if value <= most else "MISSED"])
 
     def note_memory(self, what, kib):
         self.memory.append([what, f"{kib / 1024:.1f}"])
@@ -53,6 +66,12 @@ class Report:
         print(f"# Measured\n\n{machine}; medians of {runs} runs, product and floor in turns.\n")
         heads = ["", "ms", "range", "floor", "ms", "ratio", "target", ""]
         print(table(heads, [row.cells() for row in self.rows]))
+        if self.rates:
+            print("\nThe gateway with its session check, against proxies without one:\n")
+            print(table(["", "envforge", "peer", "", "ratio", "target", ""], self.rates))
+        if self.bounds:
+            print()
+            print(table(["", "measured", "target", ""], self.bounds))
         explained = [row for row in self.rows if row.parts]
         if explained:
             print("\nWhere the time goes, medians in ms:\n")
