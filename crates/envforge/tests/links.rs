@@ -48,7 +48,8 @@ fn told(mut answer: Answer) -> Answer {
     answer
 }
 
-const NAVIGATION: [(&str, &str); 2] = [("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+const NAVIGATION: [(&str, &str); 3] =
+    [("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document"), ("sec-fetch-site", "none")];
 const BROWSER: (&str, &str) = ("user-agent", "Mozilla/5.0");
 
 #[test]
@@ -160,7 +161,7 @@ fn nothing_unverified_wakes_or_tells_what_exists_and_a_hundred_visitors_at_once_
     };
     let _ = visitor::enter(url(&shared));
     for quiet in [
-        &[BROWSER, NAVIGATION[0], ("sec-purpose", "prefetch")][..],
+        &[BROWSER, NAVIGATION[0], NAVIGATION[2], ("sec-purpose", "prefetch")][..],
         &[("user-agent", "Slackbot-LinkExpanding 1.0")],
         &[BROWSER, ("sec-fetch-mode", "cors"), ("sec-fetch-site", "same-origin")],
     ] {
@@ -177,7 +178,8 @@ fn nothing_unverified_wakes_or_tells_what_exists_and_a_hundred_visitors_at_once_
             std::thread::spawn(move || {
                 let mut headers = vec![("cookie", &*cookie)];
                 if nth % 2 == 0 {
-                    headers.extend([BROWSER, NAVIGATION[0], NAVIGATION[1]]);
+                    headers.push(BROWSER);
+                    headers.extend(NAVIGATION);
                 }
                 gate.wait();
                 visitor::get(&root, &headers)
@@ -192,14 +194,18 @@ fn nothing_unverified_wakes_or_tells_what_exists_and_a_hundred_visitors_at_once_
     }
     assert_eq!(wakes(&local), before + 1);
     local.wait_healthy("w");
-    let page = verified(&[BROWSER, NAVIGATION[0], NAVIGATION[1]]);
+    let page = verified(&[&[BROWSER], &NAVIGATION[..]].concat());
     assert_eq!((page.status, &page.json()["branch"]), (200, &"w".into()));
     // The page of another run asks for calls of its own, and a poke is one.
     local.ok(&["sleep", "w", "--wait"]);
     let own = [("cookie", &*cookie), BROWSER, ("origin", &*origin), ("sec-fetch-site", "same-origin")];
     let poked = visitor::request("POST", &format!("{origin}/.envforge/wake"), &own);
     assert_eq!(poked.status, 204, "{poked:?}");
-    assert_eq!(verified(&[BROWSER, ("sec-fetch-mode", "cors")]).json()["branch"], "w", "held until it is there");
+    assert_eq!(
+        verified(&[BROWSER, ("sec-fetch-mode", "cors"), own[3]]).json()["branch"],
+        "w",
+        "held until it is there"
+    );
     let state = visitor::get(&format!("{origin}/.envforge/state"), &own).json();
     assert_eq!((&state["ready"], &state["runtime"]), (&true.into(), &"awake".into()));
 }

@@ -5,11 +5,11 @@ use crate::{gateway::Gateway, upstream::Pool};
 use hyper::{service::service_fn, upgrade::Upgraded};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
 };
-use std::{convert::Infallible, io, net::TcpListener, sync::Arc, time::Duration};
-use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
+use std::{convert::Infallible, io, net::TcpListener, pin::pin, sync::Arc, time::Duration};
+use tokio::{net::TcpStream, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long a visitor may take for the headers of a request, and a connection may be idle.
 const HEADERS: Duration = Duration::from_secs(75);
@@ -17,6 +17,8 @@ const HEADERS: Duration = Duration::from_secs(75);
 const MAX_HEADERS: usize = 64 << 10;
 /// How long requests under way may take once the gateway stops.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long one that was just made may take for its first request then.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How often idle connections to services are looked through.
 const TIDY: Duration = Duration::from_secs(5);
 
@@ -35,7 +37,7 @@ pub(crate) fn core(gateway: &Arc<Gateway>, listener: TcpListener, stop: &Cancell
 
 async fn accept(gateway: &Arc<Gateway>, listener: &tokio::net::TcpListener, stop: &CancellationToken) {
     let pool = Pool::default();
-    let graceful = GracefulShutdown::new();
+    let open = TaskTracker::new();
     let mut tidy = tokio::time::interval(TIDY);
     loop {
         let accepted = tokio::select! {
@@ -58,7 +60,9 @@ async fn accept(gateway: &Arc<Gateway>, listener: &tokio::net::TcpListener, stop
         // Only a matter of speed.
         drop(stream.set_nodelay(true));
         let (gateway, pool) = (Arc::clone(gateway), pool.clone());
+        let (begin, begun) = watch::channel(false);
         let service = service_fn(move |request| {
+            begin.send_if_modified(|begun| !std::mem::replace(begun, true));
             let (gateway, pool) = (Arc::clone(&gateway), pool.clone());
             async move { Ok::<_, Infallible>(gateway.answer(&pool, request, client.ip()).await) }
         });
@@ -72,11 +76,26 @@ async fn accept(gateway: &Arc<Gateway>, listener: &tokio::net::TcpListener, stop
             .keep_alive_interval(HEADERS)
             .keep_alive_timeout(Duration::from_secs(20));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
+        let closing = closing(stop.clone(), begun);
         // Ends with the connection; what goes wrong on it is its own affair.
-        tokio::spawn(async move { drop(connection.await) });
+        open.spawn(async move {
+            let mut connection = pin!(connection);
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = closing => connection.as_mut().graceful_shutdown(),
+            }
+            drop(connection.await);
+        });
     }
-    drop(tokio::time::timeout(DRAIN, graceful.shutdown()).await);
+    open.close();
+    drop(tokio::time::timeout(DRAIN, open.wait()).await);
+}
+
+/// Resolves when a connection is to end with the request that is under way on it. One that has just been made is about to
+/// send its first.
+async fn closing(stop: CancellationToken, mut begun: watch::Receiver<bool>) {
+    stop.cancelled().await;
+    drop(tokio::time::timeout(FIRST_REQUEST, begun.wait_for(|begun| *begun)).await);
 }
 
 /// A visitor's connection without what served it, and what was read of it already.

@@ -201,6 +201,9 @@ pub(super) fn broken(what: &str, error: &io::Error) -> Problem {
     let hint = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some disk space, then try again",
         io::ErrorKind::PermissionDenied => "the home must belong to the user who runs the installation",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound => {
+            "something else is there, or nothing can be: choose another ENVFORGE_HOME"
+        }
         _ => "`envforge doctor` says what the machine lacks",
     };
     Problem::unavailable(format!("cannot {what}: {error}"), hint)

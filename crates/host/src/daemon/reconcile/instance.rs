@@ -149,9 +149,9 @@ async fn try_start(
     setup: &Arc<Mutex<()>>,
 ) -> Result<(), Trouble> {
     let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
-    // It gets ready beside all that follows, and ends if that fails.
+    // It gets ready beside all that follows, and ends if that fails. Making a process holds its thread up.
     let known = sandbox::Sandbox::of(&hub.installation, &workspace.id, workspace.index, &intent.slug);
-    let prepared = supervisor::prepare(&known, &runtime::spec_path(&known.dir)).map_err(system)?;
+    let preparing = tokio::task::spawn_blocking(move || supervisor::prepare(&known, &runtime::spec_path(&known.dir)));
     // Namespaces may have been given back while nothing ran.
     let made =
         sandbox::ensure(&hub.installation, &workspace.id, workspace.index, &intent.slug).await.map_err(system)?;
@@ -166,6 +166,7 @@ async fn try_start(
     });
     memory.ended = None;
     memory.spec = Some(spec);
+    let prepared = preparing.await.map_err(|e| Trouble::new(e.to_string(), "wake again"))?.map_err(system)?;
     launch(hub, workspace, &made, memory, prepared).await?;
     set_up_behind(hub, workspace, intent.clone(), made, setup);
     Ok(())
