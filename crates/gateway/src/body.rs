@@ -3,6 +3,8 @@
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use std::{
+    error::Error,
+    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -25,19 +27,31 @@ impl Answer {
     }
 }
 
+/// The visitor may not visit any more: what was not sent stays unsaid, and the visitor sees that it is missing.
+#[derive(Debug)]
+struct Cut;
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the visit has ended")
+    }
+}
+
+impl Error for Cut {}
+
 impl Body for Answer {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Box<dyn Error + Send + Sync>;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
             Self::Own(full) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
-            Self::Through(incoming) => Pin::new(incoming).poll_frame(cx),
+            Self::Through(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
             Self::Endless(incoming, cut) => {
                 if cut.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(None);
+                    return Poll::Ready(Some(Err(Cut.into())));
                 }
-                Pin::new(incoming).poll_frame(cx)
+                Pin::new(incoming).poll_frame(cx).map_err(Into::into)
             }
         }
     }

@@ -76,16 +76,17 @@ fn strip_hops(headers: &mut HeaderMap) {
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
-    if let Some(te) = headers.get(header::TE)
-        && te != "trailers"
-    {
-        headers.remove(header::TE);
-    }
 }
 
 /// Turns a visitor's headers into a service's. `socket` keeps what asks for an upgrade.
 pub(crate) fn to_service(headers: &mut HeaderMap, as_: &Presented<'_>, socket: bool) {
+    let trailers = headers.get_all(header::TE).iter().any(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     strip_hops(headers);
+    headers.remove(header::TE);
+    if trailers {
+        // Whoever takes trailers here takes them over there.
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
     let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
     for name in ours {
         headers.remove(name);
