@@ -112,7 +112,9 @@ fn gateway(args: &programs::GatewayArgs) -> ExitCode {
         };
         let hint = "choose another address with --listen";
         let listener = listener.map_err(|e| Problem::unavailable(format!("cannot listen for visitors: {e}"), hint))?;
-        Ok(envforge_gateway::Options { server, token, listener })
+        let files = args.tls_certificate.clone().zip(args.tls_key.clone());
+        let tls = files.map(|(certificate, key)| envforge_gateway::tls::Files { certificate, key });
+        Ok(envforge_gateway::Options { server, token, listener, tls })
     };
     match options() {
         // Visitors have threads of their own.

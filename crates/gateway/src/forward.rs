@@ -171,7 +171,7 @@ fn carry(to: &To<'_>, visitor: OnUpgrade, service: OnUpgrade) {
             }),
             Saw(move |octets: &[u8]| of_service.count_octets(family, octets.len() as u64)),
         );
-        let ((near, near_begun), (far, far_begun)) = (parts_of(near), parts_of(far));
+        let ((near, near_begun), (far, far_begun)) = (crate::serve::bare(near), bare(far));
         let relay = sockets::relay(near, far, [near_begun, far_begun], watches);
         tokio::select! {
             // Whoever broke it off has told the other by that.
@@ -182,14 +182,8 @@ fn carry(to: &To<'_>, visitor: OnUpgrade, service: OnUpgrade) {
     });
 }
 
-type Io = Box<dyn sockets::Side>;
-
-/// The connection itself, where it can be had: what is around it is of no use any more.
-fn parts_of(upgraded: Upgraded) -> (Io, Vec<u8>) {
-    let upgraded = match crate::serve::bare(upgraded) {
-        Ok((stream, begun)) => return (Box::new(stream), begun),
-        Err(upgraded) => upgraded,
-    };
+/// A service's connection, where it can be had: what is around it is of no use any more.
+fn bare(upgraded: Upgraded) -> (Box<dyn sockets::Side>, Vec<u8>) {
     match upgraded.downcast::<TokioIo<tokio::net::TcpStream>>() {
         Ok(parts) => (Box::new(parts.io.into_inner()), parts.read_buf.to_vec()),
         Err(upgraded) => (Box::new(TokioIo::new(upgraded)), Vec::new()),

@@ -21,6 +21,7 @@ mod serve;
 mod sessions;
 mod single;
 mod sockets;
+pub mod tls;
 mod upstream;
 mod wake;
 
@@ -40,6 +41,8 @@ pub struct Options {
     pub token: Secret,
     /// Where visitors come.
     pub listener: TcpListener,
+    /// Absent: plain HTTP, for the loopback or behind something that ends TLS.
+    pub tls: Option<tls::Files>,
 }
 
 /// `envforge gateway`: runs until SIGTERM, then finishes what was begun. Says `ready` through `say` once it knows what
@@ -75,6 +78,7 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
         Problem::unavailable(format!("cannot {what}: {error}"), "is something listening on that address already?")
     };
     let listener = options.listener;
+    let tls = options.tls.map(tls::Tls::open).transpose()?.map(Arc::new);
     listener.set_nonblocking(true).map_err(|e| broken("listen for visitors", &e))?;
     let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(term), Ok(int)) => (term, int),
@@ -85,7 +89,8 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
     let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
     let followed = {
         let (gateway, stop, closing) = (Arc::clone(&gateway), stop.clone(), closing.clone());
-        let cores = move |gateway: &Arc<Gateway>| serve_all(gateway, &listener, &closing);
+        let served_with = tls.clone();
+        let cores = move |gateway: &Arc<Gateway>| serve_all(gateway, &listener, served_with.as_ref(), &closing);
         let (heard, known) = tokio::sync::oneshot::channel();
         let of_feed = Arc::clone(&gateway);
         tokio::spawn(async move {
@@ -113,9 +118,16 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
         _ = int.recv() => return Ok(()),
     };
     say("ready");
+    let renewed = async {
+        match &tls {
+            Some(tls) => tls.follow(&closing).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
+        () = renewed => {}
     }
     closing.cancel();
     // Each drains within its own deadline.
@@ -130,14 +142,16 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
 fn serve_all(
     gateway: &Arc<Gateway>,
     listener: &TcpListener,
+    tls: Option<&Arc<tls::Tls>>,
     closing: &CancellationToken,
 ) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (0..cores)
         .map(|_| {
             let (gateway, listener, closing) = (Arc::clone(gateway), listener.try_clone()?, closing.clone());
+            let tls = tls.cloned();
             std::thread::Builder::new().name("visitors".into()).spawn(move || {
-                if let Err(error) = serve::core(&gateway, listener, &closing) {
+                if let Err(error) = serve::core(&gateway, listener, tls.as_ref(), &closing) {
                     tracing::error!(%error, "a thread for visitors ended");
                 }
             })

@@ -1,14 +1,26 @@
 //! Listening: one thread with a runtime of its own for each core, all on one socket; and the end of it, which loses no
 //! request that was begun.
 
-use crate::{gateway::Gateway, upstream::Pool};
+use crate::{gateway::Gateway, sockets::Side, tls::Tls, upstream::Pool};
 use hyper::{service::service_fn, upgrade::Upgraded};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use std::{convert::Infallible, io, net::TcpListener, pin::pin, sync::Arc, time::Duration};
-use tokio::{net::TcpStream, sync::watch};
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, TcpListener},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+};
+use tokio_rustls::server::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long a visitor may take for the headers of a request, and a connection may be idle.
@@ -22,20 +34,30 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// How often idle connections to services are looked through.
 const TIDY: Duration = Duration::from_secs(5);
 
-/// A visitor's connection.
-type Visitor = TokioIo<TcpStream>;
+/// How long a visitor may take to agree on TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Serves on one thread until `stop`, then finishes what was begun.
-pub(crate) fn core(gateway: &Arc<Gateway>, listener: TcpListener, stop: &CancellationToken) -> io::Result<()> {
+pub(crate) fn core(
+    gateway: &Arc<Gateway>,
+    listener: TcpListener,
+    tls: Option<&Arc<Tls>>,
+    stop: &CancellationToken,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        accept(gateway, &listener, stop).await;
+        accept(gateway, &listener, tls, stop).await;
         Ok(())
     })
 }
 
-async fn accept(gateway: &Arc<Gateway>, listener: &tokio::net::TcpListener, stop: &CancellationToken) {
+async fn accept(
+    gateway: &Arc<Gateway>,
+    listener: &tokio::net::TcpListener,
+    tls: Option<&Arc<Tls>>,
+    stop: &CancellationToken,
+) {
     let pool = Pool::default();
     let open = TaskTracker::new();
     let mut tidy = tokio::time::interval(TIDY);
@@ -59,12 +81,41 @@ async fn accept(gateway: &Arc<Gateway>, listener: &tokio::net::TcpListener, stop
         };
         // Only a matter of speed.
         drop(stream.set_nodelay(true));
-        let (gateway, pool) = (Arc::clone(gateway), pool.clone());
+        let visitor =
+            Visitor { gateway: Arc::clone(gateway), pool: pool.clone(), client: client.ip(), stop: stop.clone() };
+        let acceptor = tls.map(|tls| tls.acceptor());
+        // Ends with the connection; what goes wrong on it is its own affair.
+        open.spawn(async move {
+            match acceptor {
+                None => visitor.serve(stream).await,
+                Some(acceptor) => {
+                    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+                        visitor.serve(stream).await;
+                    }
+                }
+            }
+        });
+    }
+    open.close();
+    drop(tokio::time::timeout(DRAIN, open.wait()).await);
+}
+
+/// Whoever is at the other end of a connection.
+struct Visitor {
+    gateway: Arc<Gateway>,
+    pool: Pool,
+    client: IpAddr,
+    stop: CancellationToken,
+}
+
+impl Visitor {
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        let Self { gateway, pool, client, stop } = self;
         let (begin, begun) = watch::channel(false);
         let service = service_fn(move |request| {
             begin.send_if_modified(|begun| !std::mem::replace(begun, true));
             let (gateway, pool) = (Arc::clone(&gateway), pool.clone());
-            async move { Ok::<_, Infallible>(gateway.answer(&pool, request, client.ip()).await) }
+            async move { Ok::<_, Infallible>(gateway.answer(&pool, request, client).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(MAX_HEADERS);
@@ -75,20 +126,13 @@ async fn accept(gateway: &Arc<Gateway>, listener: &tokio::net::TcpListener, stop
             .max_header_list_size(64 << 10)
             .keep_alive_interval(HEADERS)
             .keep_alive_timeout(Duration::from_secs(20));
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        let closing = closing(stop.clone(), begun);
-        // Ends with the connection; what goes wrong on it is its own affair.
-        open.spawn(async move {
-            let mut connection = pin!(connection);
-            tokio::select! {
-                _ = connection.as_mut() => return,
-                () = closing => connection.as_mut().graceful_shutdown(),
-            }
-            drop(connection.await);
-        });
+        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = closing(stop, begun) => connection.as_mut().graceful_shutdown(),
+        }
+        drop(connection.await);
     }
-    open.close();
-    drop(tokio::time::timeout(DRAIN, open.wait()).await);
 }
 
 /// Resolves when a connection is to end with the request that is under way on it. One that has just been made is about to
@@ -99,10 +143,13 @@ async fn closing(stop: CancellationToken, mut begun: watch::Receiver<bool>) {
 }
 
 /// A visitor's connection without what served it, and what was read of it already.
-///
-/// # Errors
-/// The same when it is of another kind.
-pub(crate) fn bare(upgraded: Upgraded) -> Result<(TcpStream, Vec<u8>), Upgraded> {
-    let parts = auto::upgrade::downcast::<Visitor>(upgraded)?;
-    Ok((parts.io.into_inner(), parts.read_buf.to_vec()))
+pub(crate) fn bare(upgraded: Upgraded) -> (Box<dyn Side>, Vec<u8>) {
+    let upgraded = match auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
+        Ok(parts) => return (Box::new(parts.io.into_inner()), parts.read_buf.to_vec()),
+        Err(upgraded) => upgraded,
+    };
+    match auto::upgrade::downcast::<TokioIo<TlsStream<TcpStream>>>(upgraded) {
+        Ok(parts) => (Box::new(parts.io.into_inner()), parts.read_buf.to_vec()),
+        Err(upgraded) => (Box::new(TokioIo::new(upgraded)), Vec::new()),
+    }
 }

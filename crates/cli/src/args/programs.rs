@@ -71,6 +71,12 @@ pub struct GatewayArgs {
     /// File with the gateway's token.
     #[arg(long, value_name = "FILE")]
     pub token_file: PathBuf,
+    /// Certificate for visitors as PEM, the whole chain; a renewed one is taken by itself.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key as PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
 }
 
 /// Parts of `envforge host`.

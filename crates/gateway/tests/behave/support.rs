@@ -58,6 +58,7 @@ pub(crate) struct Around {
     /// Calls of the control plane beside the feed.
     pub(crate) routes: AtomicUsize,
     pub(crate) wakes: AtomicUsize,
+    scheme: &'static str,
     dial: String,
     dir: tempfile::TempDir,
 }
@@ -71,6 +72,12 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// One that leads to `service`.
     pub(crate) async fn start(service: SocketAddr) -> Self {
+        Self::start_with(service, None).await
+    }
+
+    /// The same with TLS for its visitors.
+    pub(crate) async fn start_with(service: SocketAddr, tls: Option<envforge_gateway::tls::Files>) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let dir = tempfile::tempdir().expect("a directory");
         let dial = dir.path().join("dial.sock");
         let host = UnixListener::bind(&dial).expect("a socket");
@@ -92,6 +99,7 @@ impl Gateway {
             says: watch::Sender::new(Says { state: RuntimeState::Awake, revoked: vec![], seq: 1 }),
             routes: AtomicUsize::new(0),
             wakes: AtomicUsize::new(0),
+            scheme,
             dial: dial.to_string_lossy().into_owned(),
             dir,
         });
@@ -106,7 +114,7 @@ impl Gateway {
         tokio::spawn(async move { axum::serve(control, app).await });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
-        let options = envforge_gateway::Options { server, token: Secret::new("token".into()), listener };
+        let options = envforge_gateway::Options { server, token: Secret::new("token".into()), listener, tls };
         let (say, mut said) = watch::channel(false);
         tokio::spawn(envforge_gateway::main(options, move |_| {
             say.send_replace(true);
@@ -245,7 +253,7 @@ async fn feed(State(around): State<Arc<Around>>, Query(query): Query<HashMap<Str
         seq: says.seq,
         whole: since == 0,
         base: "dev.localhost".into(),
-        scheme: "http".into(),
+        scheme: around.scheme.into(),
         keys: vec![around.key.verify_key()],
         revoked: says.revoked,
         workspaces: vec![Standing {
