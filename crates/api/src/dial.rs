@@ -57,6 +57,14 @@ pub struct AskInside {
     pub port: u16,
 }
 
+/// What a host says of a connection from inside a workspace that it hands to a gateway; the gateway answers with a line
+/// feed, and what follows is the visitor's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FromInside {
+    /// Whose it is.
+    pub workspace: WorkspaceId,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Answer {
     /// Absent: the socket comes with it.

@@ -3,6 +3,7 @@
 //!
 //! * `GET /v1/gateway/feed?since=N&wait_ms=W`: parked like a host's sync; keys, revocations and how workspaces stand.
 //! * `POST /v1/gateway/codes`, `…/visits`: a link becomes a code, a code becomes a visit, each once.
+//! * `POST /v1/gateway/inside`: a workspace visits its own dev host.
 //! * `POST /v1/gateway/routes`: where a dev host leads, with what it takes to connect there.
 //! * `POST /v1/gateway/wakes`: a verified request that deserves one.
 //! * `POST /v1/gateway/activity`: what was carried, stored once by its id.
@@ -121,6 +122,15 @@ pub struct VisitGranted {
     /// When it ends.
     #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,
+}
+
+/// `POST /v1/gateway/inside`: a connection came from inside a workspace, by the word of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct InsideRequest {
+    /// The workspace it came from.
+    pub workspace: WorkspaceId,
+    /// The dev host it is for: one of that workspace's own.
+    pub host: HostLabel,
 }
 
 /// `POST /v1/gateway/routes`.

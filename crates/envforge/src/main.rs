@@ -114,7 +114,7 @@ fn gateway(args: &programs::GatewayArgs) -> ExitCode {
         let listener = listener.map_err(|e| Problem::unavailable(format!("cannot listen for visitors: {e}"), hint))?;
         let files = args.tls_certificate.clone().zip(args.tls_key.clone());
         let tls = files.map(|(certificate, key)| envforge_gateway::tls::Files { certificate, key });
-        Ok(envforge_gateway::Options { server, token, listener, tls })
+        Ok(envforge_gateway::Options { server, token, listener, tls, inside: args.inside.clone() })
     };
     match options() {
         // Visitors have threads of their own.

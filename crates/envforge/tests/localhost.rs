@@ -73,3 +73,44 @@ fn a_connection_from_the_shell_of_an_idle_runtime_wakes_it_and_passes_and_nothin
     assert_eq!(refused.status.code(), Some(7), "{}", String::from_utf8_lossy(&refused.stderr));
     assert_eq!(local.status("w")["runtime"]["state"], "asleep");
 }
+
+#[test]
+fn the_addresses_of_dev_hosts_work_inside_their_own_workspace_without_a_link_and_in_no_other() {
+    let (local, _fixture) = start("11m");
+    local.ok(&["up", "w", "--no-attach", "--wait"]);
+    local.ok(&["up", "other", "-c", "--no-attach"]);
+    let services = local.status("w")["services"].clone();
+    let url = |name: &str| {
+        let all = services.as_array().expect("services");
+        all.iter().find(|s| s["name"] == name).and_then(|s| s["url"].as_str()).expect("an address").to_owned()
+    };
+    let curl = |workspace: &str, url: &str| {
+        let script = format!("curl -sS -m 60 -o /tmp/answer -w '%{{http_code}} ' '{url}'; cat /tmp/answer");
+        local.inside_ok(workspace, &script)
+    };
+    let page = curl("w", &format!("{}/echo", url("web")));
+    assert!(page.starts_with("200 ") && page.contains("\"x-envforge-user\":\"workspace:w\""), "{page}");
+    assert_eq!(curl("w", &format!("{}/api/x", url("web"))), "200 api of w");
+    // Node knows the names too, which no resolver would tell it.
+    let script = format!("node -e \"fetch('{}/healthz').then(r => r.text()).then(console.log)\"", url("web"));
+    assert_eq!(local.inside_ok("w", &script), "ok");
+    // From another workspace the same address is nothing; a link opens it there as anywhere.
+    let port = url("web").rsplit_once(':').expect("a port").1.to_owned();
+    let there =
+        format!("curl -sS -m 60 -o /dev/null -w '%{{http_code}}' --resolve '*:{port}:127.0.0.1' '{}/'", url("web"));
+    eventually("served in the other one", || {
+        let out = local.inside("other", &there);
+        (String::from_utf8_lossy(&out.stdout) == "404").then_some(())
+    });
+    // A killed gateway or daemon is back by itself.
+    for part in ["gateway", "host"] {
+        local.kill(part);
+        eventually("served again", || {
+            let out = local.inside("w", &format!("curl -sS -m 60 '{}/healthz'", url("web")));
+            (String::from_utf8_lossy(&out.stdout) == "ok").then_some(())
+        });
+    }
+    // It wakes what sleeps, as every visitor who deserves it.
+    local.ok(&["sleep", "w", "--wait"]);
+    assert_eq!(curl("w", &format!("{}/healthz", url("web"))), "200 ok");
+}

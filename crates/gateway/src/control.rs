@@ -5,8 +5,8 @@ use envforge_api::{
     client::{Client, Endpoint},
     dev_host::HostLabel,
     gateway::{
-        Activity, ActivityReport, Code, CodeRequest, Feed, Route, RouteRequest, VisitGranted, VisitRequest, WakeAnswer,
-        WakeRequest,
+        Activity, ActivityReport, Code, CodeRequest, Feed, InsideRequest, Route, RouteRequest, VisitGranted,
+        VisitRequest, WakeAnswer, WakeRequest,
     },
     ids::WorkspaceId,
     link::Holder,
@@ -44,6 +44,11 @@ impl Control {
 
     pub(crate) async fn visit(&self, code: &str, host: &HostLabel) -> Result<VisitGranted, Problem> {
         self.calls.post("/v1/gateway/visits", &VisitRequest { code: code.to_owned(), host: host.clone() }).await
+    }
+
+    pub(crate) async fn inside(&self, workspace: &WorkspaceId, host: &HostLabel) -> Result<VisitGranted, Problem> {
+        let request = InsideRequest { workspace: workspace.clone(), host: host.clone() };
+        self.calls.post("/v1/gateway/inside", &request).await
     }
 
     pub(crate) async fn route(&self, host: &HostLabel, workspace: &WorkspaceId) -> Result<Route, Problem> {

@@ -6,12 +6,14 @@ use crate::{
     control::Control,
     forward::{self, Failed},
     headers::{COOKIES, visit_cookies},
+    inside::Residents,
     known::Knowledge,
     limits::Waiting,
     own,
     pages::{self, Reader},
     path::Sent,
     routes::{NoRoute, Routes},
+    serve::From,
     sessions::{Sessions, Shown, Unverified, VerifiedSession},
     upstream::Pool,
     wake::{NotWoken, Readiness, Wakes, Woken, readiness, until_ready},
@@ -46,6 +48,7 @@ pub(crate) struct Gateway {
     pub(crate) wakes: Arc<Wakes>,
     pub(crate) waiting: Waiting,
     pub(crate) lookups: Semaphore,
+    residents: Residents,
 }
 
 /// Where a request is addressed to.
@@ -68,11 +71,12 @@ impl Gateway {
             wakes: Arc::default(),
             waiting: Waiting::default(),
             lookups: Semaphore::new(LOOKUPS),
+            residents: Residents::default(),
         }
     }
 
     /// Answers one request.
-    pub(crate) async fn answer(&self, pool: &Pool, request: Request<Incoming>, client: IpAddr) -> Response<Answer> {
+    pub(crate) async fn answer(&self, pool: &Pool, request: Request<Incoming>, from: &From) -> Response<Answer> {
         let Some(host) = host_of(&request) else {
             return pages::bad_request("the request does not say for which host it is");
         };
@@ -84,10 +88,10 @@ impl Gateway {
             Addressed::Elsewhere => pages::unverified(),
             Addressed::Base => own::base(self, &request).await,
             Addressed::DevHost(label) if Sent::new(request.uri().path()).is_reserved() => {
-                own::dev_host(self, &label, request).await
+                own::dev_host(self, &label, request, from).await
             }
-            Addressed::DevHost(label) => match self.session(&label, request.method(), request.headers()) {
-                Ok(session) => self.visit(pool, &session, request, client).await,
+            Addressed::DevHost(label) => match self.session(&label, request.method(), request.headers(), from).await {
+                Ok(session) => self.visit(pool, &session, request, from.address).await,
                 Err(Unverified) => pages::unverified(),
             },
         }
@@ -102,13 +106,23 @@ impl Gateway {
         }
     }
 
-    /// Who asks, verified for this host.
-    pub(crate) fn session(
+    /// Who asks, verified for this host: by what is shown, else by where it comes from.
+    pub(crate) async fn session(
         &self,
         label: &HostLabel,
         method: &Method,
         headers: &HeaderMap,
+        from: &From,
     ) -> Result<VerifiedSession, Unverified> {
+        match (self.shown(label, method, headers), &from.inside) {
+            (Err(Unverified), Some(workspace)) if !headers.contains_key(LINK_HEADER) => {
+                self.residents.session(&self.knowledge, &self.sessions, &self.control, workspace, label).await
+            }
+            (shown, _) => shown,
+        }
+    }
+
+    fn shown(&self, label: &HostLabel, method: &Method, headers: &HeaderMap) -> Result<VerifiedSession, Unverified> {
         let now = Timestamp::now();
         let mut links = headers.get_all(LINK_HEADER).iter();
         if let Some(link) = links.next() {

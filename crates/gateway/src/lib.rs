@@ -11,6 +11,7 @@ mod control;
 mod forward;
 mod gateway;
 mod headers;
+mod inside;
 mod known;
 mod limits;
 mod own;
@@ -28,7 +29,7 @@ mod wake;
 use control::Control;
 use envforge_api::{client::Endpoint, problem::Problem, secret::Secret};
 use gateway::Gateway;
-use std::{net::TcpListener, process::ExitCode, sync::Arc};
+use std::{net::TcpListener, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,8 @@ pub struct Options {
     pub listener: TcpListener,
     /// Absent: plain HTTP, for the loopback or behind something that ends TLS.
     pub tls: Option<tls::Files>,
+    /// Where the host daemon of this machine hands over connections from inside workspaces.
+    pub inside: Option<PathBuf>,
 }
 
 /// `envforge gateway`: runs until SIGTERM, then finishes what was begun. Says `ready` through `say` once it knows what
@@ -118,6 +121,12 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
         _ = int.recv() => return Ok(()),
     };
     say("ready");
+    if let Some(path) = options.inside {
+        let listener = inside::bind(&path).map_err(|e| broken("listen for the host", &e))?;
+        let (gateway, closing) = (Arc::clone(&gateway), closing.clone());
+        // Ends with the gateway: its visitors are programs of the workspaces themselves.
+        tokio::spawn(async move { serve::inside(&gateway, &listener, &closing).await });
+    }
     let renewed = async {
         match &tls {
             Some(tls) => tls.follow(&closing).await,

@@ -7,6 +7,7 @@ use crate::{
     headers::COOKIES,
     pages::{self, Reader},
     routes::NoRoute,
+    serve::From,
     sessions::{Shown, VerifiedSession},
     wake::{NotWoken, Readiness, readiness},
 };
@@ -62,21 +63,30 @@ fn refusal(kind: ProblemKind) -> Response<Answer> {
 }
 
 /// What a dev host serves of the gateway.
-pub(crate) async fn dev_host(gateway: &Gateway, label: &HostLabel, request: Request<Incoming>) -> Response<Answer> {
+pub(crate) async fn dev_host(
+    gateway: &Gateway,
+    label: &HostLabel,
+    request: Request<Incoming>,
+    from: &From,
+) -> Response<Answer> {
     let query = |name: &str| {
         let pairs = request.uri().query().unwrap_or_default().split('&');
         pairs.filter_map(|pair| pair.split_once('=')).find(|(given, _)| *given == name).map(|(_, value)| value)
     };
     match (request.method(), request.uri().path()) {
-        (&Method::GET, "/.envforge/enter") => enter(gateway, label, &request, query("code")).await,
-        (method @ &Method::GET, "/.envforge/state") => match gateway.session(label, method, request.headers()) {
-            Ok(session) => state(gateway, &session, query("seen").unwrap_or_default()).await,
-            Err(_) => pages::unverified(),
-        },
-        (method @ &Method::POST, "/.envforge/wake") => match gateway.session(label, method, request.headers()) {
-            Ok(session) => poke(gateway, &session).await,
-            Err(_) => pages::unverified(),
-        },
+        (&Method::GET, "/.envforge/enter") => enter(gateway, label, &request, query("code"), from).await,
+        (method @ &Method::GET, "/.envforge/state") => {
+            match gateway.session(label, method, request.headers(), from).await {
+                Ok(session) => state(gateway, &session, query("seen").unwrap_or_default()).await,
+                Err(_) => pages::unverified(),
+            }
+        }
+        (method @ &Method::POST, "/.envforge/wake") => {
+            match gateway.session(label, method, request.headers(), from).await {
+                Ok(session) => poke(gateway, &session).await,
+                Err(_) => pages::unverified(),
+            }
+        }
         (_, _) => pages::unverified(),
     }
 }
@@ -87,6 +97,7 @@ async fn enter(
     label: &HostLabel,
     request: &Request<Incoming>,
     code: Option<&str>,
+    from: &From,
 ) -> Response<Answer> {
     let sound = |code: &&str| code.len() == CODE && code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let granted = match code.filter(sound) {
@@ -110,8 +121,11 @@ async fn enter(
             response
         }
         // The way back in a browser's history leads here again.
-        Err(ProblemKind::NotFound) if gateway.session(label, &Method::GET, request.headers()).is_ok() => {
-            pages::redirect("/")
+        Err(kind @ ProblemKind::NotFound) => {
+            match gateway.session(label, &Method::GET, request.headers(), from).await {
+                Ok(_) => pages::redirect("/"),
+                Err(_) => refusal(kind),
+            }
         }
         Err(kind) => refusal(kind),
     }

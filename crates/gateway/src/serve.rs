@@ -2,6 +2,7 @@
 //! request that was begun.
 
 use crate::{gateway::Gateway, sockets::Side, tls::Tls, upstream::Pool};
+use envforge_api::ids::WorkspaceId;
 use hyper::{service::service_fn, upgrade::Upgraded};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -10,14 +11,14 @@ use hyper_util::{
 use std::{
     convert::Infallible,
     io,
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, TcpListener},
     pin::pin,
     sync::Arc,
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpStream, UnixListener},
     sync::watch,
 };
 use tokio_rustls::server::TlsStream;
@@ -81,8 +82,8 @@ async fn accept(
         };
         // Only a matter of speed.
         drop(stream.set_nodelay(true));
-        let visitor =
-            Visitor { gateway: Arc::clone(gateway), pool: pool.clone(), client: client.ip(), stop: stop.clone() };
+        let from = From { address: client.ip(), inside: None };
+        let visitor = Visitor { gateway: Arc::clone(gateway), pool: pool.clone(), from, stop: stop.clone() };
         let acceptor = tls.map(|tls| tls.acceptor());
         // Ends with the connection; what goes wrong on it is its own affair.
         open.spawn(async move {
@@ -104,18 +105,47 @@ async fn accept(
 struct Visitor {
     gateway: Arc<Gateway>,
     pool: Pool,
-    client: IpAddr,
+    from: From,
     stop: CancellationToken,
+}
+
+/// Where a connection comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct From {
+    pub(crate) address: IpAddr,
+    /// From inside this workspace, by the word of its host.
+    pub(crate) inside: Option<WorkspaceId>,
+}
+
+/// Serves connections from inside workspaces, until `stop`.
+pub(crate) async fn inside(gateway: &Arc<Gateway>, listener: &UnixListener, stop: &CancellationToken) {
+    let pool = Pool::default();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let Ok((mut stream, _)) = accepted else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let (gateway, pool, stop) = (Arc::clone(gateway), pool.clone(), stop.clone());
+        tokio::spawn(async move {
+            let Ok(workspace) = crate::inside::greet(&mut stream).await else { return };
+            let from = From { address: Ipv4Addr::LOCALHOST.into(), inside: Some(workspace) };
+            Visitor { gateway, pool, from, stop }.serve(stream).await;
+        });
+    }
 }
 
 impl Visitor {
     async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
-        let Self { gateway, pool, client, stop } = self;
+        let Self { gateway, pool, from, stop } = self;
         let (begin, begun) = watch::channel(false);
         let service = service_fn(move |request| {
             begin.send_if_modified(|begun| !std::mem::replace(begun, true));
-            let (gateway, pool) = (Arc::clone(&gateway), pool.clone());
-            async move { Ok::<_, Infallible>(gateway.answer(&pool, request, client).await) }
+            let (gateway, pool, from) = (Arc::clone(&gateway), pool.clone(), from.clone());
+            async move { Ok::<_, Infallible>(gateway.answer(&pool, request, &from).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(MAX_HEADERS);

@@ -77,6 +77,9 @@ pub struct GatewayArgs {
     /// Its private key as PEM.
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     pub tls_key: Option<PathBuf>,
+    /// Unix socket on which the host daemon of this machine hands over connections from inside workspaces.
+    #[arg(long, value_name = "PATH")]
+    pub inside: Option<PathBuf>,
 }
 
 /// Parts of `envforge host`.

@@ -15,6 +15,7 @@ use std::{
     io,
     net::{Ipv4Addr, TcpListener},
     os::fd::OwnedFd,
+    path::PathBuf,
     process::Stdio,
     sync::Arc,
 };
@@ -79,6 +80,8 @@ impl Door {
 pub(super) struct Gateway {
     pub(super) paths: Paths,
     pub(super) programs: Programs,
+    /// Directory for sockets.
+    pub(super) run: PathBuf,
     pub(super) door: Door,
 }
 
@@ -91,6 +94,7 @@ impl Gateway {
         let mut command = command(&self.programs, &self.paths, "gateway")?;
         command.args(["gateway", "--listen", "stdin", "--server", &format!("http://{address}")]);
         command.arg("--token-file").arg(self.paths.gateway_token()).stdin(Stdio::from(socket));
+        command.arg("--inside").arg(self.run.join("gateway.sock"));
         Process::start(&mut command).map_err(|error| broken("start the gateway", &error))
     }
 }

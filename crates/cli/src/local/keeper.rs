@@ -198,6 +198,7 @@ fn parts(
     address: watch::Sender<Option<std::net::SocketAddr>>,
     door: &Door,
 ) -> [Program; 4] {
+    let run = prepared.run.clone();
     let postgres = Postgres { paths: paths.clone(), prepared };
     let control = Control {
         paths: paths.clone(),
@@ -208,7 +209,7 @@ fn parts(
         address,
     };
     let host = Host { paths: paths.clone(), programs: programs.clone() };
-    let gateway = Gateway { paths: paths.clone(), programs: programs.clone(), door: door.clone() };
+    let gateway = Gateway { paths: paths.clone(), programs: programs.clone(), run, door: door.clone() };
     [Program::Postgres(postgres), Program::Control(control), Program::Host(host), Program::Gateway(gateway)]
 }
 

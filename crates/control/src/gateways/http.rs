@@ -1,6 +1,6 @@
 //! Routes of the gateway protocol.
 
-use super::{activity, feed as feeds, route, wake as wakes};
+use super::{activity, feed as feeds, inside as insides, route, wake as wakes};
 use crate::{
     app::App,
     http::{
@@ -11,7 +11,8 @@ use crate::{
 };
 use axum::{Json, extract::State};
 use envforge_api::gateway::{
-    ActivityReport, Code, CodeRequest, Feed, Route, RouteRequest, VisitGranted, VisitRequest, WakeAnswer, WakeRequest,
+    ActivityReport, Code, CodeRequest, Feed, InsideRequest, Route, RouteRequest, VisitGranted, VisitRequest,
+    WakeAnswer, WakeRequest,
 };
 use serde::Deserialize;
 
@@ -49,6 +50,17 @@ pub(crate) async fn visits(
     Body(request): Body<VisitRequest>,
 ) -> Answer<VisitGranted> {
     Ok(Json(codes::redeem(&app, allowed.caller.organization(), &request.code, &request.host).await?))
+}
+
+/// A workspace visits its own dev host.
+#[utoipa::path(post, path = "/v1/gateway/inside", request_body = InsideRequest,
+    responses((status = 200, body = VisitGranted)))]
+pub(crate) async fn inside(
+    State(app): State<App>,
+    allowed: Allowed,
+    Body(request): Body<InsideRequest>,
+) -> Answer<VisitGranted> {
+    Ok(Json(insides::visit(&app, allowed.caller.organization(), &request).await?))
 }
 
 /// Where a dev host leads.

@@ -4,6 +4,7 @@
 mod activity;
 mod feed;
 pub(crate) mod http;
+mod inside;
 mod route;
 pub(crate) mod store;
 mod wake;

@@ -97,6 +97,7 @@ pub(crate) fn build(app: &App) -> (Router, OpenApi, Vec<RouteEntry>) {
         .mount(ActAsGateway, Organization, routes!(gateways::http::feed))
         .mount(ActAsGateway, Organization, routes!(gateways::http::codes))
         .mount(ActAsGateway, Organization, routes!(gateways::http::visits))
+        .mount(ActAsGateway, Organization, routes!(gateways::http::inside))
         .mount(ActAsGateway, Organization, routes!(gateways::http::routes))
         .mount(ActAsGateway, Organization, routes!(gateways::http::wakes))
         .mount(ActAsGateway, Organization, routes!(gateways::http::activity))

@@ -45,6 +45,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("GET", "/v1/gateway/feed", "", "-------y0"),
     ("POST", "/v1/gateway/codes", "", "-------y0"),
     ("POST", "/v1/gateway/visits", "", "-------y0"),
+    ("POST", "/v1/gateway/inside", "", "-------y0"),
     ("POST", "/v1/gateway/routes", "", "-------y0"),
     ("POST", "/v1/gateway/wakes", "", "-------y0"),
     ("POST", "/v1/gateway/activity", "", "-------y0"),

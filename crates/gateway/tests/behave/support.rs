@@ -114,7 +114,8 @@ impl Gateway {
         tokio::spawn(async move { axum::serve(control, app).await });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
-        let options = envforge_gateway::Options { server, token: Secret::new("token".into()), listener, tls };
+        let options =
+            envforge_gateway::Options { server, token: Secret::new("token".into()), listener, tls, inside: None };
         let (say, mut said) = watch::channel(false);
         tokio::spawn(envforge_gateway::main(options, move |_| {
             say.send_replace(true);

@@ -7,6 +7,7 @@ mod acts;
 mod control_link;
 mod dial;
 pub mod hub;
+mod inside;
 mod intents;
 pub mod ledger;
 mod outbox;

@@ -8,7 +8,7 @@ mod update;
 
 use super::{
     hub::{Hub, RuntimeFacts, Workspace},
-    parked,
+    inside, parked,
     plan::{Found, Step, plan},
     shell, streams,
 };
@@ -50,6 +50,7 @@ pub(super) fn begin(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &Cancellat
         tokio::select! {
             () = s.cancelled() => {}
             () = parked::keep(&h, &w) => {}
+            () = inside::keep(&h, &w) => {}
         }
     });
     let (h, w) = (Arc::clone(hub), Arc::clone(workspace));

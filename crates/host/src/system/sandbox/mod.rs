@@ -25,6 +25,7 @@ pub use network::ensure_network;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -111,6 +112,25 @@ impl Sandbox {
     #[must_use]
     pub fn dial_socket(&self) -> PathBuf {
         self.run.join("dial.sock")
+    }
+
+    /// Whether it has a network that this process can enter: an ordinary user's is entered by new processes only.
+    #[must_use]
+    pub fn has_network_of_its_own(&self) -> bool {
+        !self.is_held() && self.is_pinned()
+    }
+
+    /// Has these names lead to the workspace's own loopback, beside its own name.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn name_hosts(&self, names: &BTreeSet<String>) -> Result<()> {
+        let (path, text) = (self.run.join("etc").join("hosts"), hosts(&self.hostname, names));
+        if fs::read_to_string(&path).is_ok_and(|known| known == text) {
+            return Ok(());
+        }
+        // Inside, this very file is mounted: another one in its place would not be seen.
+        fs::write(&path, text).map_err(|e| SystemError::new("name the dev hosts inside", e).on_disk(&path))
     }
 
     /// Whether a process of ours holds the namespaces, because an ordinary user cannot pin them.
@@ -269,8 +289,16 @@ fn write_etc(sandbox: &Sandbox, resolv_conf: &str) -> Result<()> {
     let etc = sandbox.run.join("etc");
     files::ensure_dir(&etc, 0o755)?;
     files::write_whole(&etc.join("resolv.conf"), resolv_conf.as_bytes(), 0o644)?;
-    let hosts = format!("127.0.0.1 localhost {0}\n::1 localhost ip6-localhost {0}\n", sandbox.hostname);
-    files::write_whole(&etc.join("hosts"), hosts.as_bytes(), 0o644)
+    files::write_whole(&etc.join("hosts"), hosts(&sandbox.hostname, &BTreeSet::new()).as_bytes(), 0o644)
+}
+
+/// `/etc/hosts` inside.
+fn hosts(own: &Slug, dev: &BTreeSet<String>) -> String {
+    let mut text = format!("127.0.0.1 localhost {own}\n::1 localhost ip6-localhost {own}\n");
+    for name in dev {
+        text.push_str(&format!("127.0.0.1 {name}\n"));
+    }
+    text
 }
 
 fn plan(installation: &Installation, sandbox: &Sandbox, network: String) -> Result<String> {

@@ -12,7 +12,7 @@ use std::{
     fs, io,
     io::Write,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    os::fd::AsFd,
+    os::{fd::AsFd, linux::fs::MetadataExt},
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -66,6 +66,31 @@ pub fn park(sandbox: &Sandbox, ports: &BTreeSet<u16>) -> Result<Listeners> {
         Ok(Listeners { four, six })
     })
     .map_err(|e| SystemError::new(doing, e))
+}
+
+/// Names one network, so that what was bound in another one is known to be of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network(u64);
+
+/// The workspace's network as it is now.
+#[must_use]
+pub fn network(sandbox: &Sandbox) -> Option<Network> {
+    fs::metadata(sandbox.pins.first()?).ok().map(|about| Network(about.st_ino()))
+}
+
+/// Listens on a port of the workspace's own loopback.
+///
+/// # Errors
+/// When something else does, or the machine cannot.
+pub fn listen(sandbox: &Sandbox, port: u16) -> Result<Listeners> {
+    within(sandbox, move || {
+        let four = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        let six = TcpListener::bind((Ipv6Addr::LOCALHOST, port)).ok();
+        four.set_nonblocking(true)?;
+        six.as_ref().map_or(Ok(()), |six| six.set_nonblocking(true))?;
+        Ok(Listeners { four, six })
+    })
+    .map_err(|e| SystemError::new("listen in a workspace's network", e))
 }
 
 /// Leads nobody any more. What was led already goes on.
