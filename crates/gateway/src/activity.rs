@@ -42,9 +42,7 @@ pub(crate) async fn tell(control: &Control, knowledge: &Knowledge, sessions: &Se
             unsaid.extend(awake.take(now));
         }
         (from, round) = (now, round.wrapping_add(1));
-        let holders: std::collections::HashSet<_> =
-            sessions.all(now).iter().map(|held| held.visit.holder.clone()).collect();
-        knowledge.tidy(|holder| holders.contains(holder));
+        sessions.tidy(knowledge);
         if unsaid.len() > KEPT {
             let dropped = unsaid.len() - KEPT;
             unsaid.drain(..dropped);

@@ -241,7 +241,7 @@ pub(crate) fn waiting(slug: &Slug, state: &State<'_>) -> Response<Answer> {
         says = escaped(&state.says),
     );
     let head = "<noscript><meta http-equiv=\"refresh\" content=\"2\"></noscript>";
-    let title = format!("{slug} is waking");
+    let title = if state.runtime == RuntimeState::Waking { format!("{slug} is waking") } else { slug.to_string() };
     let mut response = page(StatusCode::SERVICE_UNAVAILABLE, &title, head, &main);
     // By its referrer what it asks for is known to be its own, where a browser says nothing else about that.
     response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));

@@ -12,7 +12,7 @@ use envforge_api::{
     time::Timestamp,
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -167,9 +167,10 @@ impl Sessions {
             Shown::Visit => sign::verify::<Visit>(&keys, &key.1, now).map_err(|_| Unverified)?,
             Shown::Link => of_link(sign::verify::<Link>(&keys, &key.1, now).map_err(|_| Unverified)?),
         };
+        // What cuts it is registered under the lock that `tidy` takes: it is never forgotten in between.
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         let cut = knowledge.cut(&visit.holder);
         let held = Arc::new(Held { visit, cut, tallies: Default::default(), deserved: AtomicI64::new(0) });
-        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT {
             let mut left = self.left.write().unwrap_or_else(PoisonError::into_inner);
             left.extend(kept.drain().map(|(_, held)| held));
@@ -196,10 +197,20 @@ impl Sessions {
         let mut left = self.left.write().unwrap_or_else(PoisonError::into_inner);
         // One that is still open somewhere is counted on.
         left.retain(|held| Arc::strong_count(held) > 1 || held.has_something());
-        let mut all: Vec<_> = kept.values().chain(left.iter()).cloned().collect();
-        kept.retain(|_, held| held.visit.expires_at > now);
-        all.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let all = kept.values().chain(left.iter()).cloned().collect();
+        let (lasting, ended): (HashMap<_, _>, HashMap<_, _>) =
+            kept.drain().partition(|(_, held)| held.visit.expires_at > now);
+        *kept = lasting;
+        left.extend(ended.into_values());
         all
+    }
+
+    /// Has the knowledge forget holders of whom nothing is kept or open.
+    pub(crate) fn tidy(&self, knowledge: &Knowledge) {
+        let kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        let left = self.left.read().unwrap_or_else(PoisonError::into_inner);
+        let holders: HashSet<&Holder> = kept.values().chain(left.iter()).map(|held| &held.visit.holder).collect();
+        knowledge.tidy(|holder| holders.contains(holder));
     }
 }
 
@@ -225,5 +236,86 @@ fn of_link(link: Link) -> Visit {
         host: link.host,
         families: link.families,
         expires_at: link.expires_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::known::Knowledge;
+    use envforge_api::ids::{LinkId, OrganizationId, WorkspaceId};
+
+    fn held(knowledge: &Knowledge, ends_in: i64) -> Arc<Held> {
+        let holder = Holder::Link(LinkId::generate());
+        let visit = Visit {
+            id: VisitId::generate(),
+            holder: holder.clone(),
+            user: String::new(),
+            organization: OrganizationId::generate(),
+            workspace: WorkspaceId::generate(),
+            service: "web".parse().expect("a service"),
+            host: "web--w--o".parse().expect("a label"),
+            families: Family::ALL.iter().copied().collect(),
+            expires_at: Timestamp::now() + jiff::SignedDuration::from_secs(ends_in),
+        };
+        let cut = knowledge.cut(&holder);
+        Arc::new(Held { visit, cut, tallies: Default::default(), deserved: AtomicI64::new(0) })
+    }
+
+    fn keep(sessions: &Sessions, held: &Arc<Held>) {
+        let key = (Shown::Visit, held.visit.id.to_string());
+        sessions.kept.write().expect("sound").insert(key, Arc::clone(held));
+    }
+
+    #[test]
+    fn what_was_counted_is_told_although_the_visit_has_ended_and_is_then_forgotten() {
+        let (knowledge, sessions, now) = (Knowledge::new(), Sessions::default(), Timestamp::now());
+        let ended = held(&knowledge, -1);
+        keep(&sessions, &ended);
+        ended.note_deserving(now);
+        ended.count_request(Family::Web, now);
+        let holder = ended.visit.holder.clone();
+        drop(ended);
+        for told in [true, true] {
+            assert_eq!(sessions.all(now).len() == 1, told, "until its counts are taken");
+        }
+        for held in sessions.all(now) {
+            held.tallies.iter().for_each(|tally| {
+                tally.requests.store(0, Ordering::Relaxed);
+                tally.counts_at.store(0, Ordering::Relaxed);
+            });
+        }
+        assert!(sessions.all(now).is_empty());
+        let before = knowledge.cut(&holder);
+        sessions.tidy(&knowledge);
+        before.cancel();
+        assert!(!knowledge.cut(&holder).is_cancelled(), "a new one: the old one was forgotten");
+    }
+
+    #[test]
+    fn what_is_open_can_be_cut_however_often_the_rest_is_tidied() {
+        let (knowledge, sessions, now) = (Knowledge::new(), Sessions::default(), Timestamp::now());
+        let open = held(&knowledge, 60);
+        keep(&sessions, &open);
+        sessions.forget(|_| true);
+        let _ = sessions.all(now);
+        sessions.tidy(&knowledge);
+        knowledge.cut(&open.visit.holder).cancel();
+        assert!(open.cut.is_cancelled(), "still the same one");
+    }
+
+    #[test]
+    fn other_traffic_counts_for_an_hour_after_what_deserves_a_wake() {
+        let knowledge = Knowledge::new();
+        let (held, now) = (held(&knowledge, 60), Timestamp::now());
+        let later = |seconds| now + jiff::SignedDuration::from_secs(seconds);
+        let counted = |at: Timestamp| {
+            held.count_traffic(Family::Websockets, at);
+            held.tally(Family::Websockets).counts_at.load(Ordering::Relaxed) == at.as_millisecond()
+        };
+        assert!(!counted(now) && !held.is_fresh(now), "nothing deserved it yet");
+        held.note_deserving(now);
+        assert!(held.is_fresh(later(60)) && !held.is_fresh(later(61)));
+        assert!(counted(later(3600)) && !counted(later(3601)));
     }
 }
