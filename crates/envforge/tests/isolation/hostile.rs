@@ -2,7 +2,7 @@
 //! has, and a broken workspace says what is wrong and works once that is mended.
 
 use super::{start, works};
-use envforge_testkit::{fixture::bash, local::Local};
+use envforge_testkit::{fixture::bash, local::Local, machine::eventually};
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
@@ -258,4 +258,32 @@ fn a_branch_may_have_any_name_that_git_takes_and_none_is_read_as_something_else(
     trap.is_untouched("odd names");
     local.wait_healthy("odd");
     assert_eq!(local.curl_json("odd", "http://localhost:3000/")["branch"], odd.as_str());
+}
+
+#[test]
+fn whoever_listens_on_a_databases_port_first_learns_no_password_and_is_named() {
+    let (local, _fixture) = start();
+    local.ok(&["up", "one", "-c", "--no-attach", "--wait"]);
+    local.ok(&["sleep", "one", "--wait"]);
+    // Asks for a password in clear, as PostgreSQL may, and writes down what it is told.
+    let server = "const fs = require('fs'); require('net').createServer((s) => { s.on('error', () => {}); \
+                  s.on('data', (d) => { fs.appendFileSync('/workspace/heard.txt', d); \
+                  s.write(Buffer.from([0x52, 0, 0, 0, 8, 0, 0, 0, 3])); }); }) \
+                  .listen(5432, '127.0.0.1', () => fs.writeFileSync('/workspace/listens.txt', String(process.pid)))";
+    local.inside_ok("one", &format!("setsid node -e \"{server}\" > /dev/null 2>&1 < /dev/null &"));
+    eventually("it listens", || local.inside("one", "test -s /workspace/listens.txt").status.success().then_some(()));
+    let _ = local.run(&["wake", "one"]);
+    let blocked = local.wait_for("one", "without its database", |status| {
+        let all = status["resources"].as_array().cloned().unwrap_or_default();
+        all.iter().any(|resource| resource["kind"] == "database" && resource["state"] == "blocked")
+    });
+    let database = &blocked["resources"].as_array().expect("resources")[0];
+    assert!(database["reason"].as_str().is_some_and(|reason| reason.contains("port 5432")), "{database}");
+    let heard = local.inside("one", "cat /workspace/heard.txt 2>/dev/null | tr -d '\\0'");
+    let heard = String::from_utf8_lossy(&heard.stdout).into_owned();
+    assert!(!heard.contains("envforge") && !heard.contains('p'), "{heard:?}");
+    // Gone, the database is there at the next wake.
+    local.inside_ok("one", "kill $(cat /workspace/listens.txt)");
+    local.ok(&["sleep", "one", "--wait"]);
+    local.ok(&["wake", "one", "--wait"]);
 }

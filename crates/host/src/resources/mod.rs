@@ -15,8 +15,26 @@ use nix::{
 };
 use std::{
     collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
+
+/// Whether a server of the workspace may have the port, asked from inside its network before it is started. A server that
+/// got only one of the two loopback addresses would be taken for whoever has the other.
+///
+/// # Errors
+/// When a program of the workspace has it.
+pub fn is_free(port: u16) -> Result<(), Trouble> {
+    let taken = |address: IpAddr| {
+        let bound = std::net::TcpListener::bind((address, port));
+        bound.is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+    };
+    if taken(Ipv4Addr::LOCALHOST.into()) || taken(Ipv6Addr::LOCALHOST.into()) {
+        let hint = format!("end it (`ss -ltnp 'sport = :{port}'` in the workspace's shell names it), then wake again");
+        return Err(Trouble::new(format!("another program of the workspace listens on port {port}"), hint));
+    }
+    Ok(())
+}
 
 /// What a driver is told about the workspace it serves.
 #[derive(Debug, Clone)]

@@ -13,10 +13,14 @@ use crate::system::{
 use envforge_api::{resource::ResourceKind, secret::Secret, states::Trouble};
 use futures_util::future::LocalBoxFuture;
 use nix::{sys::signal::Signal, unistd::Pid};
+use rustix::fs::{Mode, OFlags};
 use sqlx::{Connection, PgConnection, Row, postgres::PgConnectOptions};
 use std::{
     fs, io,
-    os::unix::fs::{PermissionsExt, chown},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{PermissionsExt, chown},
+    },
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -192,9 +196,29 @@ fn password_path(context: &Context) -> PathBuf {
     context.sandbox.dir.join("state").join("postgresql.password")
 }
 
-fn options(password: &str, database: &str) -> PgConnectOptions {
+/// Directory of the cluster's own socket, below the data. Whoever runs in the workspace may listen on ports before the
+/// cluster does, and would be told the superuser's password: in here nobody but the cluster's user can.
+const SOCKET: &str = "postgresql-socket";
+
+/// The way to the cluster's socket, however long the path of the home is; it holds for as long as this is kept.
+struct Door(OwnedFd);
+
+impl Door {
+    fn open(context: &Context) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let path = context.sandbox.dir.join("data").join(SOCKET);
+        Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
+    }
+
+    async fn connect(&self, password: &str, database: &str) -> Result<PgConnection, sqlx::Error> {
+        let directory = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        PgConnection::connect_with(&options(&directory, password, database)).await
+    }
+}
+
+fn options(directory: &str, password: &str, database: &str) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
-        .host("127.0.0.1")
+        .socket(directory)
         .port(ResourceKind::Database.port())
         .username(SUPERUSER)
         .password(password)
@@ -216,7 +240,11 @@ impl Driver for Postgres {
 
     fn ensure<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>> {
         Box::pin(async {
+            super::is_free(ResourceKind::Database.port())?;
             let data = data_dir(context);
+            let owner = &context.sandbox.accounts.resource;
+            files::ensure_dir_for(&context.sandbox.dir.join("data").join(SOCKET), 0o700, owner)
+                .map_err(|e| Trouble::new(e.to_string(), e.hint))?;
             if data.is_dir() {
                 if context.sandbox.numbers_processes_itself() {
                     // It may name another process by now, and PostgreSQL would take that for itself. Nothing of an
@@ -226,8 +254,9 @@ impl Driver for Postgres {
                 return Ok(());
             }
             let (template, _) = template_paths(&context.templates, &server_version().await?);
-            let half = data.with_extension("making");
-            let owner = context.sandbox.accounts.resource.clone();
+            // Made where nobody else can reach it, and put in its place as a whole.
+            let half = context.sandbox.dir.join("state").join("postgresql.making");
+            let (owner, failed_half) = (context.sandbox.accounts.resource.clone(), half.clone());
             let copied = tokio::task::spawn_blocking(move || {
                 match fs::remove_dir_all(&half) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -243,7 +272,7 @@ impl Driver for Postgres {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => {
                     // The half of it takes no space from what runs.
-                    let _ = fs::remove_dir_all(data_dir(context).with_extension("making"));
+                    let _ = fs::remove_dir_all(failed_half);
                     let hint = disk::hint_or(&error.to_string(), &context.sandbox.dir, hint);
                     Err(trouble("make the database's files", error, &hint))
                 }
@@ -258,7 +287,8 @@ impl Driver for Postgres {
         let settings = [
             "listen_addresses=localhost".to_owned(),
             format!("port={port}"),
-            "unix_socket_directories=".to_owned(),
+            format!("unix_socket_directories={DATA}/{SOCKET}"),
+            "unix_socket_permissions=0700".to_owned(),
             "shared_buffers=16MB".to_owned(),
             "max_connections=100".to_owned(),
             "wal_level=replica".to_owned(),
@@ -308,11 +338,12 @@ impl Driver for Postgres {
                 }
             };
             let failed = |e: sqlx::Error| trouble(doing, e, hint);
-            let mut connection = match PgConnection::connect_with(&options(&own, "postgres")).await {
+            let door = Door::open(context).map_err(|e| trouble(doing, e, hint))?;
+            let mut connection = match door.connect(&own, "postgres").await {
                 Ok(connection) => connection,
                 Err(_) => {
                     let first = fs::read_to_string(template_password).map_err(|e| trouble(doing, e, hint))?;
-                    PgConnection::connect_with(&options(&first, "postgres")).await.map_err(failed)?
+                    door.connect(&first, "postgres").await.map_err(failed)?
                 }
             };
             // Both passwords are of our own alphabet (a-z, 2-7): quoting them is safe, and DDL takes no parameters.
@@ -324,7 +355,7 @@ impl Driver for Postgres {
             }
             let _ = connection.close().await;
             if !context.extensions.is_empty() {
-                let mut connection = PgConnection::connect_with(&options(&own, "app")).await.map_err(failed)?;
+                let mut connection = door.connect(&own, "app").await.map_err(failed)?;
                 for extension in &context.extensions {
                     let name = extension.replace('"', "");
                     let statement = format!("CREATE EXTENSION IF NOT EXISTS \"{name}\"");
@@ -368,7 +399,7 @@ impl Watch for Sessions {
                 Some(connection) => connection,
                 None => {
                     let own = fs::read_to_string(password_path(&self.context)).ok()?;
-                    PgConnection::connect_with(&options(&own, "postgres")).await.ok()?
+                    Door::open(&self.context).ok()?.connect(&own, "postgres").await.ok()?
                 }
             };
             let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' \

@@ -32,17 +32,28 @@ pub fn ensure_dir(path: &Path, mode: u32) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(doing)
 }
 
-/// Makes a directory that belongs to an account.
+/// Makes a directory that belongs to an account. The directory above it may belong to one already: what that account put
+/// in its place, a link above all, is refused and not followed.
 ///
 /// # Errors
-/// When it cannot be made or given away.
+/// When it cannot be made or given away, or something else is there.
 pub fn ensure_dir_for(path: &Path, mode: u32, owner: &Account) -> Result<()> {
-    ensure_dir(path, mode)?;
-    if rustix::process::geteuid().is_root() {
-        std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))
-            .map_err(|e| SystemError::new(format!("give {} away", path.display()), e))?;
+    let doing = |e: io::Error| SystemError::new(format!("make the directory {}", path.display()), e).on_disk(path);
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(doing)?;
     }
-    Ok(())
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        other => other.map_err(doing)?,
+    }
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| {
+        doing(e.into()).with_hint("something else is in its place, which EnvForge does not follow: move it away")
+    })?;
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::fchown(&directory, Some(owner.uid), Some(owner.gid)).map_err(doing)?;
+    }
+    rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode)).map_err(|e| doing(e.into()))
 }
 
 /// Writes a file so that it is whole or as before, whatever is killed when: beside it, synced, renamed, directory synced.
