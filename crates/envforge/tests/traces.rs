@@ -130,3 +130,27 @@ fn a_reset_leaves_nothing_of_the_installation_on_the_machine() {
     let left = traces(&[&id]);
     assert!(left.is_empty(), "{left:#?}");
 }
+
+#[test]
+fn a_workspace_that_was_deleted_before_its_host_heard_of_it_is_gone_and_can_be_made_again() {
+    let (local, _fixture) = start();
+    let signal = |signal| {
+        let keeper = nix::unistd::Pid::from_raw(local.part("keeper"));
+        nix::sys::signal::kill(keeper, signal).expect("signalled");
+    };
+    // Nobody brings the host daemon back meanwhile.
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    sigkill(local.part("host"));
+    let mut up = local.command(&["up", "gone", "-c", "--no-attach"]).spawn().expect("up");
+    let is_known = || local.json(&["ls"])["workspaces"].as_array().is_some_and(|all| !all.is_empty());
+    eventually("it is known", || is_known().then_some(()));
+    let _ = up.kill();
+    let _ = up.wait();
+    let mut delete = local.command(&["delete", "gone", "--yes", "--force"]).spawn().expect("delete");
+    let is_going = || local.json(&["workspace", "commands", "gone"]).to_string().contains("DELETE_WORKSPACE");
+    eventually("its deletion is asked for", || is_going().then_some(()));
+    signal(nix::sys::signal::Signal::SIGCONT);
+    eventually("it is gone", || (!is_known()).then_some(()));
+    let _ = delete.wait();
+    local.ok(&["up", "gone", "-c", "--no-attach"]);
+}

@@ -389,8 +389,10 @@ async fn run_in_shell(
         }
     }
     output.write(&RunFrame::Exit(code));
+    // Read before the run is forgotten, which cancels what is left of it.
+    let was_cancelled = cancelled.is_cancelled();
     hub.cancel_shell_run(id);
-    let state = match (cancelled.is_cancelled() && code != 0, code) {
+    let state = match (was_cancelled && code != 0, code) {
         (true, _) => CommandState::Cancelled,
         (false, 0) => CommandState::Succeeded,
         (false, _) => CommandState::Failed,

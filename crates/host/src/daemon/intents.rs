@@ -13,7 +13,7 @@ use crate::system::Result;
 use envforge_api::{
     generation::Fence,
     host::{DesiredShell, WorkspaceIntent},
-    states::Trouble,
+    states::{ShellState, Stated, Trouble},
     time::Timestamp,
 };
 use std::{
@@ -74,7 +74,10 @@ fn take(hub: &Arc<Hub>, intent: &WorkspaceIntent, stop: &CancellationToken) -> R
     let Some(known) = hub.get(&intent.workspace) else {
         if gone && !hub.installation.workspace_dir(&intent.workspace).exists() {
             // Already removed; the report that says so may have been lost.
-            hub.insert(Arc::new(Workspace::new(0, intent.clone())));
+            let removed = Workspace::new(0, intent.clone());
+            removed.shell.send_replace(Stated::plain(ShellState::Absent, Timestamp::now()));
+            removed.runtime.send_modify(|facts| facts.known = true);
+            hub.insert(Arc::new(removed));
             return Ok(());
         }
         let index = {

@@ -55,8 +55,12 @@ enum Wanted {
 }
 
 fn wanted(intent: &WorkspaceIntent, facts: &RuntimeFacts, faces: &[Face]) -> Wanted {
-    let awake_until_idle = matches!(intent.runtime, DesiredRuntime::Awake { .. });
-    if intent.shell == DesiredShell::Absent || !awake_until_idle || !facts.known {
+    // What slept idle stays so when something else about it changes (a hold), and is told as asleep then.
+    let until_woken = match &intent.runtime {
+        DesiredRuntime::Awake { .. } => true,
+        DesiredRuntime::Asleep { reason } => reason == "idle",
+    };
+    if intent.shell == DesiredShell::Absent || !until_woken || !facts.known {
         return Wanted::Open;
     }
     let Some(snapshot) = &facts.snapshot else { return Wanted::AsItIs };
@@ -67,7 +71,7 @@ fn wanted(intent: &WorkspaceIntent, facts: &RuntimeFacts, faces: &[Face]) -> Wan
         return Wanted::Open;
     }
     let idle = snapshot.activity.last_sleep.as_ref().is_some_and(|sleep| sleep.reason == "idle");
-    if snapshot.generation < intent.generation {
+    if snapshot.generation < intent.generation && matches!(intent.runtime, DesiredRuntime::Awake { .. }) {
         // A wake was asked for and is about to begin.
         return Wanted::AsItIs;
     }
@@ -395,6 +399,9 @@ mod tests {
         assert_eq!(of(intent(3, true), &asleep("asked")), Wanted::Open);
         assert_eq!(of(intent(4, false), &asleep("idle")), Wanted::Open, "asked to stay asleep");
         assert_eq!(of(intent(4, true), &asleep("idle")), Wanted::AsItIs, "on its way");
+        let mut held = intent(4, false);
+        held.runtime = DesiredRuntime::Asleep { reason: "idle".into() };
+        assert!(matches!(of(held, &asleep("idle")), Wanted::Led(_)), "still idle, whatever else changed");
         let starting = RuntimeFacts { starting: Some(Timestamp::now()), ..asleep("idle") };
         assert_eq!(of(intent(4, true), &starting), Wanted::AsItIs);
         assert_eq!(of(intent(3, true), &RuntimeFacts::default()), Wanted::Open, "nothing is known yet");

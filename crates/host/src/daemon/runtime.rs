@@ -237,19 +237,23 @@ fn declared_environment(
     (all, unset)
 }
 
-/// Writes what each service's environment holds: for its processes' owner as `/workspace/.envforge/env/<service>.env`
+/// Writes what the environment of each of these services holds: for its processes' owner as `/workspace/.envforge/env/<service>.env`
 /// (0600), and for `envforge env` beside the workspace.
 ///
 /// # Errors
 /// When the disk refuses.
-pub(super) fn write_env_files(sandbox: &Sandbox, description: &Description) -> Result<(), SystemError> {
+pub(super) fn write_env_files(
+    sandbox: &Sandbox,
+    description: &Description,
+    is_wanted: impl Fn(&ServiceName) -> bool,
+) -> Result<(), SystemError> {
     use super::streams::env::{EnvFile, EnvVariable};
     let redactor = Redactor::new(&description.secrets);
     let own = sandbox.dir.join("state").join("env");
     files::ensure_dir(&own, 0o700)?;
     let tree = Beneath::open(&sandbox.files())?;
     tree.ensure_dir(Path::new(".envforge/env"), 0o700, &sandbox.accounts.user)?;
-    for service in &description.resolution.services {
+    for service in description.resolution.services.iter().filter(|service| is_wanted(&service.name)) {
         let (declared, _) = declared_environment(service, &description.resources);
         let mut text = String::new();
         for (name, value) in &declared {
@@ -298,7 +302,7 @@ pub(super) async fn write_spec(
     let system = |e: SystemError| Trouble::new(e.to_string(), e.hint);
     let description = describe(intent, sandbox).await?;
     ensure_templates(hub, &description).await?;
-    write_env_files(sandbox, &description).map_err(system)?;
+    write_env_files(sandbox, &description, |_| true).map_err(system)?;
     let trigger = match &intent.runtime {
         DesiredRuntime::Awake { trigger } => trigger.clone(),
         DesiredRuntime::Asleep { .. } => "wake".into(),

@@ -131,6 +131,52 @@ pub async fn connect(sandbox: &Sandbox) -> io::Result<(std::sync::Arc<Supervisor
     Ok((supervisor, receive))
 }
 
+/// How long a supervisor that lives may take until it answers: it may wait for a disk.
+const SLOW: Duration = Duration::from_secs(60);
+
+/// Connects to a supervisor that an earlier daemon left. One that lives and does not answer is waited for, and ended at
+/// last: as long as it lives no other can take its place.
+///
+/// # Errors
+/// When none lives.
+pub async fn reach(sandbox: &Sandbox) -> io::Result<(std::sync::Arc<Supervisor>, mpsc::UnboundedReceiver<Snapshot>)> {
+    let deadline = tokio::time::Instant::now() + SLOW;
+    let mut pause = Duration::from_millis(10);
+    loop {
+        let error = match connect(sandbox).await {
+            Ok(line) => return Ok(line),
+            Err(error) if !lives(sandbox) => return Err(error),
+            Err(error) => error,
+        };
+        if tokio::time::Instant::now() >= deadline {
+            tracing::error!(workspace = %sandbox.workspace, "a runtime's supervisor does not answer and is ended");
+            end(sandbox);
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Whether a supervisor of the workspace lives: its lock ends with it.
+fn lives(sandbox: &Sandbox) -> bool {
+    let lock = fs::File::open(sandbox.dir.join("state").join("supervisor.lock"));
+    lock.is_ok_and(|lock| {
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared)
+            == Err(rustix::io::Errno::WOULDBLOCK)
+    })
+}
+
+/// Ends the one that holds the lock.
+fn end(sandbox: &Sandbox) {
+    let text = fs::read_to_string(sandbox.dir.join("state").join("supervisor.pid")).unwrap_or_default();
+    if let Some(pid) = text.trim().parse::<i32>().ok().filter(|pid| *pid > 1)
+        && let Err(error) = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+    {
+        tracing::error!(%error, "a supervisor that does not answer cannot be ended");
+    }
+}
+
 fn line_of(request: &Request) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');

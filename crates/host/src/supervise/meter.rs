@@ -121,6 +121,12 @@ impl Meter {
         self.closed.as_deref()
     }
 
+    /// Whether there are readings that no last one follows: of this supervisor, or of one before it.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.closed.is_none() && self.next > 0
+    }
+
     /// Takes a reading now.
     ///
     /// # Errors
@@ -179,6 +185,7 @@ mod tests {
         let path = path_of(dir.path(), &instance);
         open().checkpoint().expect("reading");
         fs::OpenOptions::new().append(true).open(&path).expect("open").write_all(b"{\"inst").expect("write");
+        assert!(open().is_open(), "another supervisor began it: this one has to end it");
         let mut meter = open();
         meter.checkpoint().expect("reading");
         meter.end("asked").expect("reading");
@@ -187,6 +194,7 @@ mod tests {
         let all = read(&path).expect("read");
         assert_eq!(all.iter().map(|r| r.n).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(all[2].ended.as_deref(), Some("asked"));
+        assert!(!open().is_open());
     }
 
     #[test]

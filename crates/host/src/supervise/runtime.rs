@@ -346,11 +346,11 @@ impl Runtime {
     }
 
     fn tick(&mut self, database: Option<String>) {
-        if matches!(self.phase, Phase::Sleeping(_)) {
-            return;
-        }
         if self.metering {
             self.checkpoint();
+        }
+        if matches!(self.phase, Phase::Sleeping(_)) {
+            return;
         }
         let now = Timestamp::now();
         if self.hold_until.is_some_and(|until| until <= now) {
@@ -397,7 +397,7 @@ impl Runtime {
             last_sleep: Some(sleep.clone()),
             ..Activity::default()
         };
-        if self.metering {
+        if self.metering || self.meter.is_open() {
             let dir = &self.shared.sandbox.dir;
             self.meter.end(reason).map_err(|e| SystemError::new("write the last reading", e).on_disk(dir))?;
         }

@@ -22,6 +22,7 @@ use envforge_api::{
     time::{BootMillis, Timestamp},
 };
 use std::{collections::BTreeSet, path::Path, process::ExitStatus, rc::Rc, time::Duration};
+use tokio::task::AbortHandle;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -60,6 +61,8 @@ pub(super) struct Service {
     failures: u32,
     backoff: Duration,
     first_start: Option<BootMillis>,
+    /// The checks of the process that was started last.
+    checks: Option<AbortHandle>,
     /// A newer description waits for the process to be gone.
     next: Option<ProcessSpec>,
 }
@@ -78,6 +81,7 @@ impl Service {
             failures: 0,
             backoff: FIRST_BACKOFF,
             first_start: None,
+            checks: None,
             next: None,
         }
     }
@@ -221,7 +225,7 @@ impl Runtime {
                 if service.stated.state != ServiceState::Crashed {
                     service.state(ServiceState::Starting, None);
                 }
-                tokio::task::spawn_local(check_for_ever(
+                let checks = tokio::task::spawn_local(check_for_ever(
                     Rc::clone(&shared),
                     name.clone(),
                     run,
@@ -229,6 +233,10 @@ impl Runtime {
                     Entry { group: group.clone(), ..entry },
                     environment,
                 ));
+                // One that is started again soon after would else be checked twice, by its group's looks still alive.
+                if let Some(of_before) = service.checks.replace(checks.abort_handle()) {
+                    of_before.abort();
+                }
             }
             None if service.stated.state == ServiceState::Crashed => {
                 after(&shared, SETTLED, Event::Lasted { name: name.clone(), run });

@@ -5,15 +5,17 @@ use super::{Memory, change, read_json, set_up_behind};
 use crate::{
     daemon::{
         hub::{Hub, Workspace},
-        runtime, supervisor,
+        runtime, shell, supervisor,
     },
     supervise::{
+        logs::Logs,
         meter,
         protocol::{Ended, RuntimeSpec, Snapshot},
+        redact::Redactor,
     },
     system::{boot, disk, sandbox, sandbox::Sandbox},
 };
-use envforge_api::{host::WorkspaceIntent, states::Trouble, time::Timestamp};
+use envforge_api::{host::WorkspaceIntent, states::Trouble, stream::LogLevel, time::Timestamp};
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, mpsc};
 
@@ -36,7 +38,7 @@ pub(super) async fn adopt(hub: &Hub, workspace: &Workspace, memory: &mut Memory)
         memory.spec = Some(spec);
         return;
     }
-    let line = supervisor::connect(&spec.sandbox).await;
+    let line = supervisor::reach(&spec.sandbox).await;
     // Described for another directory: a home that was restored or copied.
     let elsewhere = line.is_err() && spec.sandbox.dir != dir;
     let rebooted = boot::boot_id().is_ok_and(|boot| boot != spec.boot);
@@ -156,6 +158,12 @@ async fn try_start(
     let made =
         sandbox::ensure(&hub.installation, &workspace.id, workspace.index, &intent.slug).await.map_err(system)?;
     workspace.sandbox.send_replace(Some(made.clone()));
+    // The project may have got another repository since the shell was prepared. What cannot be had of it blocks its own
+    // services alone, and the log says why.
+    if let Err(trouble) = shell::complete(hub, workspace, intent, &made).await {
+        let line = format!("{} ({})", trouble.reason, trouble.hint);
+        Logs::new(made.dir.join("logs"), Redactor::default()).system(LogLevel::Warn, &line);
+    }
     let (spec, description) = runtime::write_spec(hub, workspace, intent, &made).await?;
     super::update::remember_restarts(&made, intent, memory);
     change(hub, workspace, |facts| {

@@ -80,7 +80,9 @@ pub(super) async fn update(
         Some(Refusal { service: process.service.parse().ok()?, generation: intent.generation, reason })
     }));
     let restart: BTreeSet<String> = fresh.iter().filter(|p| is_asked(p)).map(|p| p.name.clone()).collect();
-    if let Err(error) = runtime::write_env_files(&made, &description) {
+    // What others run with stays as it is, whatever their files say by now.
+    let is_fresh = |service: &ServiceName| fresh.iter().any(|process| process.service == service.as_str());
+    if let Err(error) = runtime::write_env_files(&made, &description, is_fresh) {
         tracing::error!(%error, "environment files cannot be written");
     }
     let mut next = spec;

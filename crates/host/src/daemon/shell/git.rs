@@ -111,7 +111,7 @@ fn ensure_cache_dir(hub: &Hub) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn missing(hub: &Hub, workspace: &Workspace, intent: &WorkspaceIntent) -> Vec<Checkout> {
+pub(super) fn missing(hub: &Hub, workspace: &Workspace, intent: &WorkspaceIntent) -> Vec<Checkout> {
     let files = hub.installation.workspace_dir(&workspace.id).join("files");
     let there = Beneath::open(&files).ok();
     let is_there = |c: &Checkout| there.as_ref().is_some_and(|files| files.is_dir(Path::new(&c.directory)));

@@ -65,6 +65,23 @@ pub async fn prepare(hub: &Hub, workspace: &Workspace, intent: &WorkspaceIntent)
     }
 }
 
+/// Clones what a newer project has of repositories; what is there is left alone.
+///
+/// # Errors
+/// What could not be had, and what to do.
+pub async fn complete(
+    hub: &Hub,
+    workspace: &Workspace,
+    intent: &WorkspaceIntent,
+    sandbox: &Sandbox,
+) -> Result<(), Trouble> {
+    if git::missing(hub, workspace, intent).is_empty() {
+        return Ok(());
+    }
+    git::fetch_caches(hub, workspace, intent).await?;
+    git::clone_missing(hub, workspace, intent, sandbox).await
+}
+
 async fn fill(hub: &Hub, workspace: &Workspace, intent: &WorkspaceIntent, sandbox: &Sandbox) -> Result<(), Trouble> {
     git::clone_missing(hub, workspace, intent, sandbox).await?;
     let files = Beneath::open(&sandbox.files()).map_err(trouble)?;

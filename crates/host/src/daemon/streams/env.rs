@@ -44,7 +44,7 @@ pub(super) async fn read(workspace_dir: &Path, service: ServiceName, reveal: boo
             return Err(Problem::new(
                 ProblemKind::NotFound,
                 format!("no environment was written yet for service `{service}`"),
-                "wake the runtime once: `envforge wake`; `envforge ps` shows the services",
+                "wake the runtime once: `envforge wake`; `envforge status` shows the services",
             ));
         }
         Err(error) => return Err(Problem::internal(format!("the environment cannot be read: {}", error.kind()))),

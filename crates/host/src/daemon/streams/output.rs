@@ -91,7 +91,7 @@ fn outcome(report: ActReport) -> Result<i32, Cut> {
         (CommandState::Succeeded, None) => Ok(0),
         (state, None) => {
             let reason = report.reason.unwrap_or_else(|| format!("the run ended: {state}"));
-            let hint = "`envforge logs` and `envforge ps` show what happened; then run it again";
+            let hint = "`envforge logs` and `envforge status` show what happened; then run it again";
             Err(Problem::new(ProblemKind::Failed, reason, hint).into())
         }
     }
