@@ -336,6 +336,9 @@ fn runtime_part(description: &runtime::Description, part: &Part) -> RunPart {
     }
 }
 
+/// Time between asking a cancelled command to end and killing all of it.
+const CANCEL_GRACE: Duration = Duration::from_secs(5);
+
 /// Runs shell-layer parts without a runtime: never metered.
 async fn run_in_shell(
     hub: &Hub,
@@ -353,13 +356,21 @@ async fn run_in_shell(
     let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(disk)?;
     let output = ShellOutput { file: std::sync::Mutex::new(file), redactor: Redactor::new(&description.secrets) };
     let cancelled = hub.shell_run(id);
+    let setup = hub.get(&sandbox.workspace).map(|workspace| Arc::clone(&workspace.setup));
+    let setup = setup.filter(|_| parts.iter().any(|part| part.step.is_some()));
+    let _alone = match setup {
+        Some(setup) => Some(setup.lock_owned().await),
+        None => None,
+    };
+    let group = sandbox.cgroups.shell_child(&format!("runs/{id}"));
+    let group = group.map_err(|e| Trouble::new(e.to_string(), e.hint))?;
     let mut code = 0;
     for part in parts {
         if parts.len() > 1 && !part.title.is_empty() {
             output.write(&RunFrame::Err(format!("== {}\n", part.title)));
         }
         let Some(service) = description.resolution.services.iter().find(|s| s.name == part.service) else { continue };
-        let entry = Entry::new(sandbox, As::User, &sandbox.cgroups.shell, &part.directory);
+        let entry = Entry::new(sandbox, As::User, &group, &part.directory);
         let environment = shell::shell_variables(sandbox, service);
         let mut child =
             process::spawn(&entry, &part.argv, &environment).map_err(|e| Trouble::new(e.to_string(), e.hint))?;
@@ -367,14 +378,10 @@ async fn run_in_shell(
         let copied = async {
             tokio::join!(output.copy(out, RunFrame::Out), output.copy(err, RunFrame::Err));
         };
-        let pid = child.id();
         let status = tokio::select! {
             status = process::wait_copied(&mut child, copied) => status,
             () = cancelled.cancelled() => {
-                if let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) {
-                    // The command leads a session of its own: its whole group is meant.
-                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-pid), nix::sys::signal::Signal::SIGTERM);
-                }
+                process::stop(&group, CANCEL_GRACE).await;
                 child.wait().await
             }
         };
@@ -389,6 +396,8 @@ async fn run_in_shell(
         }
     }
     output.write(&RunFrame::Exit(code));
+    // Nothing of it is left but what it started to stay, in the way of daemons; then the group stays as well.
+    let _ = group.remove();
     // Read before the run is forgotten, which cancels what is left of it.
     let was_cancelled = cancelled.is_cancelled();
     hub.cancel_shell_run(id);

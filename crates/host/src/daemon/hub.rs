@@ -103,6 +103,8 @@ pub struct Workspace {
     pub progress: watch::Sender<String>,
     /// How to enter, once it exists.
     pub sandbox: watch::Sender<Option<Sandbox>>,
+    /// Held by whoever runs shell-layer setup steps: a step never runs twice at once.
+    pub setup: Arc<tokio::sync::Mutex<()>>,
     /// Shell-layer setup steps.
     pub steps: watch::Sender<Vec<StepReport>>,
     /// What services show to a gateway, as their envforge.yml files said when they were read last.
@@ -128,6 +130,7 @@ impl Workspace {
             shell_failed: watch::Sender::new(Generation(0)),
             progress: watch::Sender::new(String::new()),
             sandbox: watch::Sender::new(None),
+            setup: Arc::default(),
             steps: watch::Sender::new(Vec::new()),
             faces: watch::Sender::new(Vec::new()),
             runtime: watch::Sender::new(RuntimeFacts::default()),

@@ -30,6 +30,8 @@ use tokio::io::{AsyncRead, BufReader};
 /// One run.
 #[derive(Debug)]
 pub(super) struct Run {
+    /// Whether set-up steps are among what it runs.
+    is_setup: bool,
     title: String,
     group: Group,
     cancelled: bool,
@@ -73,9 +75,20 @@ impl Runtime {
         under_way.map(|run| format!("run `{}`", run.title)).collect()
     }
 
+    /// Whether a set-up step runs: the same one is never run twice at once.
+    fn is_setting_up(&self) -> bool {
+        self.steps.iter().any(|step| !step.state.is_final())
+            || self.runs.values().any(|run| run.is_setup && !run.state.is_final())
+    }
+
     pub(super) fn begin_run(&mut self, order: RunOrder) -> Answer {
         if self.runs.contains_key(&order.id) {
             return Answer::Accepted;
+        }
+        let is_setup = order.parts.iter().any(|part| part.records.is_some());
+        if is_setup && self.is_setting_up() {
+            let hint = "wait until that has ended: `envforge logs WS setup -f` shows it";
+            return Answer::Refused { trouble: Trouble::new("set-up steps are running already", hint) };
         }
         let group = match self.shared.sandbox.cgroups.runtime_child(&format!("runs/{}", order.id)) {
             Ok(group) => group,
@@ -83,6 +96,7 @@ impl Runtime {
         };
         let title = order.parts.first().map_or_else(String::new, |part| part.title.clone());
         let run = Run {
+            is_setup,
             title,
             group: group.clone(),
             cancelled: false,

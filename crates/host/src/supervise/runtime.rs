@@ -99,6 +99,8 @@ pub(super) struct Runtime {
     meter: Meter,
     metering: bool,
     judge: Option<idle::Memory>,
+    /// When this supervisor began.
+    begun: BootMillis,
     /// The last link traffic that counts.
     traffic: Option<BootMillis>,
     activity: Activity,
@@ -150,6 +152,7 @@ impl Runtime {
             meter: meter.map_err(doing)?,
             metering: false,
             judge: None,
+            begun: boot::now(),
             traffic: None,
             activity: Activity { last_wake: Some(wake), ..Activity::default() },
             published: watch::Sender::new(Arc::new(Snapshot::empty(&spec, now))),
@@ -329,7 +332,8 @@ impl Runtime {
             if self.stopped.contains(&service.spec.name) || service.was_healthy {
                 continue;
             }
-            let hopeless = service.is_hopeless(now);
+            let released = self.released.contains_key(&service.spec.service);
+            let hopeless = service.is_hopeless(now, self.begun, released);
             undecided |= !hopeless;
             quiet |= !hopeless && !service.is_in_trouble();
             late.push(service.spec.name.clone());

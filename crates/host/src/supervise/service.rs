@@ -26,6 +26,8 @@ use tokio::task::AbortHandle;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+/// The least that shell-layer set-up is waited for before the wake is called failed, in milliseconds: it installs things.
+const SHELL_SETUP_MS: u64 = 10 * 60_000;
 /// A process that lived so long had no bad start: its next restart begins with the first pause again.
 const LIVED: u64 = 30_000;
 /// A process without a health check that lived so long after a crash is no longer shown as crashed.
@@ -103,10 +105,15 @@ impl Service {
     }
 
     /// Whether it can no longer make its start good: START_RUNTIME does not wait for it.
-    pub(super) fn is_hopeless(&self, now: BootMillis) -> bool {
+    ///
+    /// One that waits for its shell-layer set-up has its start period too, from when the runtime began: a step that hangs
+    /// does not keep it waking.
+    pub(super) fn is_hopeless(&self, now: BootMillis, begun: BootMillis, released: bool) -> bool {
+        let waits = self.spec.awaits_shell && !released && self.first_start.is_none();
+        let hangs = waits && now.since(begun) >= self.start_period().max(SHELL_SETUP_MS);
         let blocked = self.doing == Doing::Nothing && self.stated.state == ServiceState::Unhealthy;
         let late = self.first_start.is_some_and(|first| now.since(first) >= self.start_period());
-        self.spec.blocked.is_some() || blocked || late
+        self.spec.blocked.is_some() || blocked || late || hangs
     }
 
     /// Whether it shows what is wrong with it.

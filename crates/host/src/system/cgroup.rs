@@ -178,18 +178,15 @@ impl Cgroups {
     /// # Errors
     /// When the kernel refuses.
     pub fn runtime_child(&self, path: &str) -> Result<Group> {
-        let below = |doors: &Doors| Doors { dir: doors.dir.join(path), orphans_of: None };
-        let group = Group {
-            v2: self.runtime.v2.as_ref().map(|at| at.join(path)),
-            v1: self.runtime.v1.clone(),
-            doors: self.runtime.doors.as_ref().map(below),
-        };
-        if let Some(at) = group.v2.as_ref().filter(|_| group.is_empty()) {
-            // Not there, or with groups of its own, is as good.
-            let _ = fs::remove_dir(at);
-        }
-        group.ensure()?;
-        Ok(group)
+        self.runtime.child(path)
+    }
+
+    /// A group below `shell`, for what has to be ended as a whole: `setup/web`, `runs/cmd_…`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn shell_child(&self, path: &str) -> Result<Group> {
+        self.shell.child(path)
     }
 
     /// Removes all groups of the workspace; processes in them are killed first.
@@ -228,6 +225,22 @@ fn enable_controllers(mount: &Path, last: &Path) {
 }
 
 impl Group {
+    /// One below it, made if missing.
+    fn child(&self, path: &str) -> Result<Group> {
+        let below = |doors: &Doors| Doors { dir: doors.dir.join(path), orphans_of: None };
+        let group = Group {
+            v2: self.v2.as_ref().map(|at| at.join(path)),
+            v1: self.v1.clone(),
+            doors: self.doors.as_ref().map(below),
+        };
+        if let Some(at) = group.v2.as_ref().filter(|_| group.is_empty()) {
+            // Not there, or with groups of its own, is as good.
+            let _ = fs::remove_dir(at);
+        }
+        group.ensure()?;
+        Ok(group)
+    }
+
     /// Makes the directories.
     ///
     /// # Errors

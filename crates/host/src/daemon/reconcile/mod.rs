@@ -36,7 +36,7 @@ const LOOK_FOR_EDITS: Duration = Duration::from_secs(3);
 
 /// Starts the tasks of a workspace. They end with the workspace or with `stop`.
 pub(super) fn begin(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &CancellationToken) {
-    let setup = Arc::new(Mutex::new(()));
+    let setup = Arc::clone(&workspace.setup);
     let stop = stop.child_token();
     let (h, w, s, m) = (Arc::clone(hub), Arc::clone(workspace), stop.clone(), Arc::clone(&setup));
     tokio::spawn(async move {

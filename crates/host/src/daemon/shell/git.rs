@@ -126,7 +126,27 @@ pub(super) async fn fetch_caches(hub: &Hub, workspace: &Workspace, intent: &Work
         workspace.progress.send_replace(format!("fetching {}", first.directory));
     }
     let fetches = wanted.iter().map(|checkout| fetch_cache(hub, checkout));
-    futures_util::future::join_all(fetches).await.into_iter().collect()
+    futures_util::future::join_all(fetches).await.into_iter().collect::<Result<(), Trouble>>()?;
+    match &intent.from {
+        Some(from) if wanted.len() == intent.spec.checkouts().len() => find_start(hub, intent, &wanted, from).await,
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// A branch that is new everywhere must begin somewhere: what it is to begin from has to be in one of the repositories.
+async fn find_start(hub: &Hub, intent: &WorkspaceIntent, wanted: &[Checkout], from: &str) -> Result<(), Trouble> {
+    for checkout in wanted {
+        for known in [format!("refs/heads/{}", intent.branch), format!("refs/heads/{from}"), from.to_owned()] {
+            let mut command = git(hub, &hub.cache_account, &cache_dir(hub));
+            command.arg("--git-dir").arg(cache_of(hub, &checkout.repo));
+            command.args(["rev-parse", "-q", "--verify", "--end-of-options"]).arg(format!("{known}^{{commit}}"));
+            if run(command, QUESTION).await.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+    let hint = "delete the workspace and open it again with `--from` and a branch, tag or commit that a repository has";
+    Err(Trouble::new(format!("no repository has `{from}`, which the branch is to begin from"), hint))
 }
 
 async fn fetch_cache(hub: &Hub, checkout: &Checkout) -> Result<(), Trouble> {

@@ -12,6 +12,7 @@ use crate::{
         setup::{read_done, record_done},
     },
     system::{
+        cgroup::Group,
         enter::{As, Entry, base_environment},
         files::Beneath,
         sandbox::{Sandbox, WORKSPACE},
@@ -104,10 +105,17 @@ async fn run_service(
             continue;
         }
         say(&name, CommandState::Running, None);
+        let group = || sandbox.cgroups.shell_child(&format!("setup/{}", service.name)).map_err(super::trouble);
+        let mut of_step = group()?;
+        if !of_step.is_empty() {
+            // What a killed daemon left of it would go on beside it. Nothing can be started in a group that was killed.
+            process::end(&of_step).await;
+            of_step = group()?;
+        }
         logs.write("setup", LogLevel::Info, &format!("{name}: begins"));
         let mut code = 0;
         for command in &step.run {
-            code = run_one(sandbox, logs, service, command).await?;
+            code = run_one(sandbox, &of_step, logs, service, command).await?;
             if code != 0 {
                 break;
             }
@@ -149,9 +157,15 @@ pub(crate) fn shell_variables(sandbox: &Sandbox, service: &ResolvedService) -> B
     all
 }
 
-async fn run_one(sandbox: &Sandbox, logs: &Logs, service: &ResolvedService, command: &str) -> Result<i32, Trouble> {
+async fn run_one(
+    sandbox: &Sandbox,
+    group: &Group,
+    logs: &Logs,
+    service: &ResolvedService,
+    command: &str,
+) -> Result<i32, Trouble> {
     let directory = Path::new(WORKSPACE).join(&service.directory);
-    let entry = Entry::new(sandbox, As::User, &sandbox.cgroups.shell, directory);
+    let entry = Entry::new(sandbox, As::User, group, directory);
     let environment = shell_variables(sandbox, service);
     let mut child = process::spawn(&entry, &process::shell(command), &environment).map_err(super::trouble)?;
     let copy = |stream| {
