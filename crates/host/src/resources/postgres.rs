@@ -243,7 +243,7 @@ impl Driver for Postgres {
             super::is_free(ResourceKind::Database.port())?;
             let data = data_dir(context);
             let owner = &context.sandbox.accounts.resource;
-            files::ensure_dir_for(&context.sandbox.dir.join("data").join(SOCKET), 0o700, owner)
+            files::ensure_dir_in_theirs(&context.sandbox.dir.join("data").join(SOCKET), 0o700, owner)
                 .map_err(|e| Trouble::new(e.to_string(), e.hint))?;
             if data.is_dir() {
                 if context.sandbox.numbers_processes_itself() {

@@ -47,7 +47,7 @@ impl Driver for Redis {
         Box::pin(async {
             super::is_free(ResourceKind::Cache.port())?;
             let dir = context.sandbox.dir.join("data").join("redis");
-            files::ensure_dir_for(&dir, 0o700, &context.sandbox.accounts.resource)
+            files::ensure_dir_in_theirs(&dir, 0o700, &context.sandbox.accounts.resource)
                 .map_err(|e| Trouble::new(e.to_string(), e.hint))
         })
     }

@@ -32,12 +32,25 @@ pub fn ensure_dir(path: &Path, mode: u32) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(doing)
 }
 
-/// Makes a directory that belongs to an account. The directory above it may belong to one already: what that account put
-/// in its place, a link above all, is refused and not followed.
+/// Makes a directory that belongs to an account, in one that nobody but root and the caller can change.
+///
+/// # Errors
+/// When it cannot be made or given away.
+pub fn ensure_dir_for(path: &Path, mode: u32, owner: &Account) -> Result<()> {
+    ensure_dir(path, mode)?;
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid))
+            .map_err(|e| SystemError::new(format!("give {} away", path.display()), e))?;
+    }
+    Ok(())
+}
+
+/// The same in a directory that belongs to an account already: what that account put in its place, a link above all, is
+/// refused and not followed.
 ///
 /// # Errors
 /// When it cannot be made or given away, or something else is there.
-pub fn ensure_dir_for(path: &Path, mode: u32, owner: &Account) -> Result<()> {
+pub fn ensure_dir_in_theirs(path: &Path, mode: u32, owner: &Account) -> Result<()> {
     let doing = |e: io::Error| SystemError::new(format!("make the directory {}", path.display()), e).on_disk(path);
     if let Some(parent) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(doing)?;
@@ -260,6 +273,25 @@ impl Beneath {
 mod tests {
     use super::*;
     use crate::system::accounts;
+
+    #[test]
+    fn a_link_in_the_place_of_a_directory_is_followed_for_no_account() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (theirs, target) = (dir.path().join("theirs"), dir.path().join("target"));
+        fs::create_dir(&target).expect("made");
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).expect("chmod");
+        std::os::unix::fs::symlink(&target, &theirs).expect("linked");
+        let own = crate::system::accounts::own();
+        let refused = ensure_dir_in_theirs(&theirs, 0o700, &own).expect_err("not followed");
+        assert!(refused.hint.contains("does not follow"), "{refused}");
+        let mode = fs::metadata(&target).expect("there").permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o755, "and not changed");
+        fs::remove_file(&theirs).expect("removed");
+        for _ in 0..2 {
+            ensure_dir_in_theirs(&theirs, 0o700, &own).expect("made, and there");
+        }
+        assert_eq!(fs::metadata(&theirs).expect("there").permissions().mode() & 0o7777, 0o700);
+    }
 
     #[test]
     fn links_and_special_files_in_a_users_tree_are_never_followed_or_opened() {
