@@ -15,15 +15,19 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
+    fs,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::Path,
     time::Duration,
 };
 use tokio::{
     io::{AsyncWriteExt, Interest},
-    net::UnixStream,
+    net::{UnixListener, UnixStream},
     time::timeout,
 };
 
@@ -88,6 +92,23 @@ pub struct Dialled {
 const LINE: usize = 8 << 10;
 /// How long the other side may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Listens at `path`, for the caller's user alone. Bound under another name and renamed: whoever finds the socket finds it
+/// listening, and closed to others.
+///
+/// # Errors
+/// When the machine refuses.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    let fresh = path.with_extension("new");
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(&fresh)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&fresh, path)?;
+    Ok(listener)
+}
 
 /// Asks at the socket `path`; an answer may take `within` beyond the usual.
 ///
@@ -185,13 +206,14 @@ pub async fn answer(stream: &UnixStream, outcome: Result<Dialled, NotOpened>) ->
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use tokio::net::UnixListener;
 
     #[tokio::test]
     async fn a_socket_or_a_reason_is_handed_over() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("dial.sock");
-        let listener = UnixListener::bind(&path).expect("a socket");
+        std::os::unix::fs::symlink("/nowhere", path.with_extension("new")).expect("what a killed one left");
+        let listener = listen(&path).expect("a socket");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         let service = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = service.local_addr().expect("an address").port();
         tokio::spawn(async move {

@@ -14,6 +14,7 @@ use crate::{
     ids::{ActivityId, HostId, OrganizationId, RuntimeInstanceId, WorkspaceId},
     link::{Family, Holder},
     names::{ServiceName, Slug},
+    secret::Secret,
     sign::VerifyKey,
     states::{RuntimeState, ServiceKind, ServiceState, Stated, Trouble},
     time::Timestamp,
@@ -93,14 +94,16 @@ pub struct ServiceStanding {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CodeRequest {
     /// The link's token; the control plane looks at it again.
-    pub link: String,
+    #[schema(value_type = String)]
+    pub link: Secret,
 }
 
 /// Answer to [`CodeRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Code {
     /// Used once, within a minute, on that host.
-    pub code: String,
+    #[schema(value_type = String)]
+    pub code: Secret,
     /// The dev host.
     pub host: HostLabel,
 }
@@ -109,7 +112,8 @@ pub struct Code {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct VisitRequest {
     /// The code.
-    pub code: String,
+    #[schema(value_type = String)]
+    pub code: Secret,
     /// The dev host on which it was given.
     pub host: HostLabel,
 }
@@ -118,7 +122,8 @@ pub struct VisitRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct VisitGranted {
     /// The signed visit: the cookie's value.
-    pub token: String,
+    #[schema(value_type = String)]
+    pub token: Secret,
     /// When it ends.
     #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,
@@ -199,7 +204,8 @@ pub struct Dial {
     #[serde(default)]
     pub socket: Option<String>,
     /// A capability to dial this workspace.
-    pub token: String,
+    #[schema(value_type = String)]
+    pub token: Secret,
     /// When the capability ends.
     #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,

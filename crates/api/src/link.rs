@@ -104,6 +104,24 @@ pub struct Visit {
     pub expires_at: Timestamp,
 }
 
+impl Visit {
+    /// What whoever has the link may do.
+    #[must_use]
+    pub fn of_link(link: Link) -> Self {
+        Self {
+            id: VisitId::generate(),
+            user: format!("link:{}", link.id),
+            holder: Holder::Link(link.id),
+            organization: link.organization,
+            workspace: link.workspace,
+            service: link.service,
+            host: link.host,
+            families: link.families,
+            expires_at: link.expires_at,
+        }
+    }
+}
+
 impl Statement for Visit {
     const KIND: &'static [u8] = b"envforge visit v1";
 

@@ -12,6 +12,7 @@
 
 use crate::{
     ids::{HostId, WorkspaceId},
+    secret::Secret,
     sign::Statement,
     states::words,
     time::Timestamp,
@@ -77,7 +78,7 @@ pub enum Open {
         /// The port.
         port: u16,
         /// A capability to dial.
-        token: String,
+        token: Secret,
     },
     /// The host's stream API (attach, exec, logs), which asks for its own capability.
     Streams,
@@ -254,7 +255,7 @@ mod tests {
     }
 
     fn dial(port: u16) -> Open {
-        Open::Dial { workspace: WorkspaceId::generate(), port, token: "t".into() }
+        Open::Dial { workspace: WorkspaceId::generate(), port, token: Secret::new("t".into()) }
     }
 
     #[tokio::test]

@@ -39,11 +39,12 @@ impl Control {
     }
 
     pub(crate) async fn code(&self, link: &str) -> Result<Code, Problem> {
-        self.calls.post("/v1/gateway/codes", &CodeRequest { link: link.to_owned() }).await
+        self.calls.post("/v1/gateway/codes", &CodeRequest { link: Secret::new(link.to_owned()) }).await
     }
 
     pub(crate) async fn visit(&self, code: &str, host: &HostLabel) -> Result<VisitGranted, Problem> {
-        self.calls.post("/v1/gateway/visits", &VisitRequest { code: code.to_owned(), host: host.clone() }).await
+        let request = VisitRequest { code: Secret::new(code.to_owned()), host: host.clone() };
+        self.calls.post("/v1/gateway/visits", &request).await
     }
 
     pub(crate) async fn inside(&self, workspace: &WorkspaceId, host: &HostLabel) -> Result<VisitGranted, Problem> {

@@ -2,7 +2,6 @@
 
 use crate::{
     body::{Answer, Asked},
-    gateway::repeatable,
     headers::{Presented, to_service, to_visitor},
     sessions::VerifiedSession,
     sockets::{self, Frames, Saw},
@@ -15,7 +14,7 @@ use envforge_api::{
     time::Timestamp,
     tunnel::NotOpened,
 };
-use http::{Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use http::{Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use hyper::{
     body::{Body, Incoming},
     upgrade::{OnUpgrade, Upgraded},
@@ -102,6 +101,14 @@ pub(crate) async fn forward(
         Answer::Through(body)
     };
     Ok(Response::from_parts(parts, body))
+}
+
+/// A request for the same thing without a body, to be sent again should the connection turn out to be closed.
+fn repeatable(parts: &Parts) -> Option<Parts> {
+    let safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let bodiless =
+        !parts.headers.contains_key(header::CONTENT_LENGTH) && !parts.headers.contains_key(header::TRANSFER_ENCODING);
+    (safe && bodiless).then(|| parts.clone())
 }
 
 /// One exchange; on a connection that turns out to be closed, a request that had not been sent, or may be sent again, is

@@ -24,7 +24,7 @@ use envforge_api::{
     link::{Family, LINK_HEADER},
     time::Timestamp,
 };
-use http::{HeaderMap, Method, Request, Response, Version, header, request::Parts};
+use http::{HeaderMap, Method, Request, Response, Version, header};
 use hyper::body::Incoming;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
@@ -332,12 +332,4 @@ pub(crate) fn asks_for_socket(headers: &HeaderMap) -> bool {
     }
     let mut connection = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
     connection.any(|value| value.split(',').any(|word| word.trim().eq_ignore_ascii_case("upgrade")))
-}
-
-/// A request for the same thing without a body, to be sent again should the connection turn out to be closed.
-pub(crate) fn repeatable(parts: &Parts) -> Option<Parts> {
-    let safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
-    let bodiless =
-        !parts.headers.contains_key(header::CONTENT_LENGTH) && !parts.headers.contains_key(header::TRANSFER_ENCODING);
-    (safe && bodiless).then(|| parts.clone())
 }

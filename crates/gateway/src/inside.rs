@@ -6,18 +6,13 @@ use crate::{
     known::Knowledge,
     sessions::{Sessions, Shown, Unverified, VerifiedSession},
 };
-use envforge_api::{dev_host::HostLabel, dial, dial::FromInside, ids::WorkspaceId, time::Timestamp};
+use envforge_api::{dev_host::HostLabel, dial, dial::FromInside, ids::WorkspaceId, secret::Secret, time::Timestamp};
 use std::{
     collections::HashMap,
-    fs, io,
-    os::unix::fs::PermissionsExt,
-    path::Path,
+    io,
     sync::{Mutex, PoisonError},
 };
-use tokio::{
-    io::AsyncWriteExt,
-    net::{UnixListener, UnixStream},
-};
+use tokio::{io::AsyncWriteExt, net::UnixStream};
 
 /// A visit is asked for anew when it lasts no longer than so, in seconds.
 const MARGIN_SECONDS: i64 = 60;
@@ -25,7 +20,7 @@ const MARGIN_SECONDS: i64 = 60;
 /// The visits of workspaces to themselves.
 #[derive(Debug, Default)]
 pub(crate) struct Residents {
-    visits: Mutex<HashMap<HostLabel, (WorkspaceId, String, Timestamp)>>,
+    visits: Mutex<HashMap<HostLabel, (WorkspaceId, Secret, Timestamp)>>,
 }
 
 impl Residents {
@@ -44,32 +39,16 @@ impl Residents {
         if let Some((of, token, until)) = known
             && of == *workspace
             && lasting(until)
-            && let Ok(session) = sessions.verify(knowledge, Shown::Visit, &token, host, now)
+            && let Ok(session) = sessions.verify(knowledge, Shown::Visit, token.expose(), host, now)
         {
             return Ok(session);
         }
         let granted = control.inside(workspace, host).await.map_err(|_| Unverified)?;
-        let session = sessions.verify(knowledge, Shown::Visit, &granted.token, host, now)?;
+        let session = sessions.verify(knowledge, Shown::Visit, granted.token.expose(), host, now)?;
         let visit = (workspace.clone(), granted.token, granted.expires_at);
         self.visits.lock().unwrap_or_else(PoisonError::into_inner).insert(host.clone(), visit);
         Ok(session)
     }
-}
-
-/// The socket for the host; nobody else may open it.
-///
-/// # Errors
-/// When it cannot be made.
-pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
-    let fresh = path.with_extension("new");
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let listener = UnixListener::bind(&fresh)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
-    fs::rename(&fresh, path)?;
-    Ok(listener)
 }
 
 /// Of which workspace a connection is, before anything else is said on it.

@@ -27,7 +27,7 @@ mod upstream;
 mod wake;
 
 use control::Control;
-use envforge_api::{client::Endpoint, problem::Problem, secret::Secret};
+use envforge_api::{client::Endpoint, dial, problem::Problem, secret::Secret};
 use gateway::Gateway;
 use std::{net::TcpListener, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
@@ -122,7 +122,7 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
     };
     say("ready");
     if let Some(path) = options.inside {
-        let listener = inside::bind(&path).map_err(|e| broken("listen for the host", &e))?;
+        let listener = dial::listen(&path).map_err(|e| broken("listen for the host", &e))?;
         let (gateway, closing) = (Arc::clone(&gateway), closing.clone());
         // Ends with the gateway: its visitors are programs of the workspaces themselves.
         tokio::spawn(async move { serve::inside(&gateway, &listener, &closing).await });

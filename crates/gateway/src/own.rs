@@ -11,7 +11,7 @@ use crate::{
     sessions::{Shown, VerifiedSession},
     wake::{NotWoken, Readiness, readiness},
 };
-use envforge_api::{dev_host::HostLabel, link::Link, problem::ProblemKind, sign, time::Timestamp};
+use envforge_api::{dev_host::HostLabel, gateway::Code, link::Link, problem::ProblemKind, sign, time::Timestamp};
 use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
 use std::{sync::Arc, time::Duration};
@@ -50,7 +50,9 @@ async fn share(gateway: &Gateway, method: &Method, token: &str) -> Response<Answ
         return pages::done();
     }
     match gateway.control.code(token).await {
-        Ok(code) => pages::redirect(&format!("{scheme}://{}.{base}/.envforge/enter?code={}", code.host, code.code)),
+        Ok(Code { code, host }) => {
+            pages::redirect(&format!("{scheme}://{host}.{base}/.envforge/enter?code={}", code.expose()))
+        }
         Err(problem) => refusal(problem.kind),
     }
 }
@@ -112,7 +114,8 @@ async fn enter(
             let secure = gateway.knowledge.now().is_secure();
             let (name, more) = if secure { (COOKIES[0], "; Secure") } else { (COOKIES[1], "") };
             let seconds = granted.expires_at.duration_since(Timestamp::now()).as_secs().max(1);
-            let cookie = format!("{name}={}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{more}", granted.token);
+            let token = granted.token.expose();
+            let cookie = format!("{name}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={seconds}{more}");
             let mut response = pages::redirect("/");
             if let Ok(mut cookie) = HeaderValue::from_str(&cookie) {
                 cookie.set_sensitive(true);

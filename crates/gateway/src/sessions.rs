@@ -6,7 +6,6 @@
 use crate::known::Knowledge;
 use envforge_api::{
     dev_host::HostLabel,
-    ids::VisitId,
     link::{Family, Holder, Link, Visit},
     sign,
     time::Timestamp,
@@ -30,7 +29,7 @@ const AFTER_NAVIGATION_MS: i64 = 60_000;
 const OTHER_COUNTS_MS: i64 = 3_600_000;
 
 /// Which token it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shown {
     /// The cookie of a visit.
     Visit,
@@ -50,6 +49,7 @@ pub(crate) struct Tally {
 /// A visit that holds, with what is counted on its account.
 #[derive(Debug)]
 pub(crate) struct Held {
+    shown: Shown,
     pub(crate) visit: Visit,
     /// Ends when the holder may not visit any more.
     pub(crate) cut: CancellationToken,
@@ -126,7 +126,8 @@ pub(crate) struct Unverified;
 /// The verified tokens.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
-    kept: RwLock<HashMap<(Shown, String), Arc<Held>>>,
+    /// By token: none is ever valid as two things.
+    kept: RwLock<HashMap<String, Arc<Held>>>,
     /// No longer kept, but something of them may still have to be reported.
     left: RwLock<Vec<Arc<Held>>>,
 }
@@ -147,35 +148,35 @@ impl Sessions {
         if token.len() > LONGEST {
             return Err(Unverified);
         }
-        let key = (shown, token.to_owned());
-        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner).get(token).cloned();
         let held = match kept {
             Some(held) => held,
-            None => self.admit(knowledge, key, now)?,
+            None => self.admit(knowledge, shown, token, now)?,
         };
         let visit = &held.visit;
         let holds = visit.host == *host && visit.expires_at > now && !held.cut.is_cancelled();
-        if !holds || knowledge.now().revoked.contains_key(&visit.holder) {
-            return Err(Unverified);
-        }
-        Ok(VerifiedSession(held))
+        if holds && held.shown == shown { Ok(VerifiedSession(held)) } else { Err(Unverified) }
     }
 
-    fn admit(&self, knowledge: &Knowledge, key: (Shown, String), now: Timestamp) -> Result<Arc<Held>, Unverified> {
+    fn admit(&self, knowledge: &Knowledge, shown: Shown, token: &str, now: Timestamp) -> Result<Arc<Held>, Unverified> {
         let keys = Arc::clone(&knowledge.now().keys);
-        let visit = match key.0 {
-            Shown::Visit => sign::verify::<Visit>(&keys, &key.1, now).map_err(|_| Unverified)?,
-            Shown::Link => of_link(sign::verify::<Link>(&keys, &key.1, now).map_err(|_| Unverified)?),
+        let visit = match shown {
+            Shown::Visit => sign::verify::<Visit>(&keys, token, now).map_err(|_| Unverified)?,
+            Shown::Link => Visit::of_link(sign::verify::<Link>(&keys, token, now).map_err(|_| Unverified)?),
         };
-        // What cuts it is registered under the lock that `tidy` takes: it is never forgotten in between.
+        // What cuts it is registered under the lock that `tidy` takes, so that it is never forgotten in between, and
+        // before revocations are looked at: one that is heard from here on cuts it.
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         let cut = knowledge.cut(&visit.holder);
-        let held = Arc::new(Held { visit, cut, tallies: Default::default(), deserved: AtomicI64::new(0) });
+        if knowledge.now().revoked.contains_key(&visit.holder) {
+            return Err(Unverified);
+        }
+        let held = Arc::new(Held { shown, visit, cut, tallies: Default::default(), deserved: AtomicI64::new(0) });
         if kept.len() >= KEPT {
             let mut left = self.left.write().unwrap_or_else(PoisonError::into_inner);
             left.extend(kept.drain().map(|(_, held)| held));
         }
-        Ok(Arc::clone(kept.entry(key).or_insert(held)))
+        Ok(Arc::clone(kept.entry(token.to_owned()).or_insert(held)))
     }
 
     /// Verifies these tokens again when they are shown again.
@@ -198,10 +199,7 @@ impl Sessions {
         // One that is still open somewhere is counted on.
         left.retain(|held| Arc::strong_count(held) > 1 || held.has_something());
         let all = kept.values().chain(left.iter()).cloned().collect();
-        let (lasting, ended): (HashMap<_, _>, HashMap<_, _>) =
-            kept.drain().partition(|(_, held)| held.visit.expires_at > now);
-        *kept = lasting;
-        left.extend(ended.into_values());
+        left.extend(kept.extract_if(|_, held| held.visit.expires_at <= now).map(|(_, held)| held));
         all
     }
 
@@ -224,26 +222,11 @@ impl Held {
     }
 }
 
-/// A program that sends the link itself visits without a cookie.
-fn of_link(link: Link) -> Visit {
-    Visit {
-        id: VisitId::generate(),
-        user: format!("link:{}", link.id),
-        holder: Holder::Link(link.id),
-        organization: link.organization,
-        workspace: link.workspace,
-        service: link.service,
-        host: link.host,
-        families: link.families,
-        expires_at: link.expires_at,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::known::Knowledge;
-    use envforge_api::ids::{LinkId, OrganizationId, WorkspaceId};
+    use envforge_api::ids::{LinkId, OrganizationId, VisitId, WorkspaceId};
 
     fn held(knowledge: &Knowledge, ends_in: i64) -> Arc<Held> {
         let holder = Holder::Link(LinkId::generate());
@@ -259,12 +242,12 @@ mod tests {
             expires_at: Timestamp::now() + jiff::SignedDuration::from_secs(ends_in),
         };
         let cut = knowledge.cut(&holder);
-        Arc::new(Held { visit, cut, tallies: Default::default(), deserved: AtomicI64::new(0) })
+        Arc::new(Held { shown: Shown::Visit, visit, cut, tallies: Default::default(), deserved: AtomicI64::new(0) })
     }
 
     fn keep(sessions: &Sessions, held: &Arc<Held>) {
-        let key = (Shown::Visit, held.visit.id.to_string());
-        sessions.kept.write().expect("sound").insert(key, Arc::clone(held));
+        let token = held.visit.id.to_string();
+        sessions.kept.write().expect("sound").insert(token, Arc::clone(held));
     }
 
     #[test]

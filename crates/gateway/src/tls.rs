@@ -24,7 +24,8 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// How often the files are looked at.
+/// How often the files are looked at. Those who renew certificates replace files, links to them, or whole directories: no
+/// watch on one of these hears of all.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// What is served with at the moment.

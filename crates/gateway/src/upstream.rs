@@ -7,7 +7,6 @@ use envforge_api::{
     gateway::Route,
     generation::Generation,
     ids::{RuntimeInstanceId, WorkspaceId},
-    secret::Secret,
     tunnel::NotOpened,
 };
 use hyper::client::conn::http1::{self, SendRequest};
@@ -135,9 +134,8 @@ async fn dial(
     wait: Option<Wait>,
 ) -> Result<(SendRequest<Asked>, Option<RuntimeInstanceId>), NotOpened> {
     let Some(socket) = &route.dial.socket else { return Err(NotOpened::Away) };
-    let token = Secret::new(route.dial.token.clone());
     let within = wait.map_or(Duration::ZERO, |wait| Duration::from_millis(wait.ms.into()));
-    let ask = Ask { workspace: route.workspace.clone(), port, token, wait };
+    let ask = Ask { workspace: route.workspace.clone(), port, token: route.dial.token.clone(), wait };
     let dialled = dial::dial(Path::new(socket), &ask, within).await?;
     let stream = TcpStream::from_std(dialled.socket).map_err(|_| NotOpened::Away)?;
     let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;

@@ -42,37 +42,18 @@ pub(crate) enum Caller {
     Workspace { id: WorkspaceId, owner: PrincipalId, owner_name: String, organization: OrganizationId },
 }
 
+/// A program's token speaks its own protocol and nothing else.
+fn own(action: Action, protocol: Action) -> Verdict {
+    if action == protocol || action == Action::Public { Verdict::Yes } else { Verdict::No }
+}
+
 impl Caller {
     /// The matrix's answer for this caller.
     pub(crate) fn may(&self, action: Action, scope: Scope) -> Verdict {
         match self {
             Self::Person { role, .. } => role.may(action),
-            Self::Host { .. } => match action {
-                Action::ActAsHost | Action::Public => Verdict::Yes,
-                Action::ActAsGateway
-                | Action::ManageOrganization
-                | Action::EndOrganization
-                | Action::ManageProject
-                | Action::UseWorkspace
-                | Action::DeleteWorkspace
-                | Action::ShareLinks
-                | Action::SeeWorkspace
-                | Action::SeeUsage
-                | Action::SeeSelf => Verdict::No,
-            },
-            Self::Gateway { .. } => match action {
-                Action::ActAsGateway | Action::Public => Verdict::Yes,
-                Action::ActAsHost
-                | Action::ManageOrganization
-                | Action::EndOrganization
-                | Action::ManageProject
-                | Action::UseWorkspace
-                | Action::DeleteWorkspace
-                | Action::ShareLinks
-                | Action::SeeWorkspace
-                | Action::SeeUsage
-                | Action::SeeSelf => Verdict::No,
-            },
+            Self::Host { .. } => own(action, Action::ActAsHost),
+            Self::Gateway { .. } => own(action, Action::ActAsGateway),
             Self::Workspace { .. } => match (action, scope) {
                 (Action::Public | Action::SeeSelf, _) => Verdict::Yes,
                 (

@@ -19,6 +19,7 @@ use envforge_api::{
     link::MAX_LIFETIME_SECONDS,
     problem::Problem,
     public::KeyRotated,
+    secret::Secret,
     sign::{SigningKey, Statement, VerifyKey},
     time::Timestamp,
 };
@@ -94,14 +95,15 @@ impl Keys {
     ///
     /// # Errors
     /// Only when there is no sound key.
-    pub(crate) fn sign<S: Statement>(&self, statement: &S) -> Result<String, Failure> {
+    pub(crate) fn sign<S: Statement>(&self, statement: &S) -> Result<Secret, Failure> {
         let now = Timestamp::now();
         let all = self.all();
         let begun = all.iter().filter(|key| key.stored.signs_from <= now);
         let key = begun.filter_map(|key| key.signing.as_ref()).next();
         let key = key.or_else(|| all.iter().find_map(|key| key.signing.as_ref()));
         let key = key.ok_or_else(|| Problem::internal("no signing key can be opened with master.key"))?;
-        key.sign(statement).map_err(|_| Problem::internal("a statement could not be signed").into())
+        let signed = key.sign(statement).map_err(|_| Problem::internal("a statement could not be signed"))?;
+        Ok(Secret::new(signed))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
 use envforge_api::{
     dev_host::HostLabel,
     gateway::{Code as CodeAnswer, VisitGranted},
-    ids::{OrganizationId, VisitId},
+    ids::OrganizationId,
     link::{Holder, Link, Visit},
     secret::Secret,
     sign,
@@ -34,8 +34,8 @@ impl Code {
     }
 
     /// Its text, for the one URL that it is put in.
-    pub(crate) fn expose(&self) -> &str {
-        self.0.expose()
+    pub(crate) fn text(self) -> Secret {
+        self.0
     }
 }
 
@@ -48,9 +48,9 @@ fn hash(code: &str) -> Vec<u8> {
 ///
 /// # Errors
 /// `not_found`.
-pub(crate) async fn from_link(app: &App, organization: &OrganizationId, token: &str) -> Result<CodeAnswer, Failure> {
+pub(crate) async fn from_link(app: &App, organization: &OrganizationId, token: &Secret) -> Result<CodeAnswer, Failure> {
     let refused = || not_found("that link");
-    let link: Link = sign::verify(&app.keys.verify_keys(), token, Timestamp::now()).map_err(|_| refused())?;
+    let link: Link = sign::verify(&app.keys.verify_keys(), token.expose(), Timestamp::now()).map_err(|_| refused())?;
     if link.organization != *organization || !store::is_valid(&app.pool, &link.id).await? {
         return Err(refused());
     }
@@ -58,22 +58,12 @@ pub(crate) async fn from_link(app: &App, organization: &OrganizationId, token: &
     if row.is_none_or(|row| row.organization != *organization) {
         return Err(refused());
     }
-    let visit = Visit {
-        id: VisitId::generate(),
-        user: format!("link:{}", link.id),
-        holder: Holder::Link(link.id),
-        organization: link.organization,
-        workspace: link.workspace,
-        service: link.service,
-        host: link.host,
-        families: link.families,
-        expires_at: link.expires_at,
-    };
+    let visit = Visit::of_link(link);
     let host = visit.host.clone();
     let code = Code::new();
     let hash = code.hash();
     db::write(&app.pool, move |tx| Box::pin(async move { store::insert_code(tx, &hash, &visit).await })).await?;
-    Ok(CodeAnswer { code: code.expose().to_owned(), host })
+    Ok(CodeAnswer { code: code.text(), host })
 }
 
 /// A code becomes a visit: once, on its dev host, and only while what it came from holds.
@@ -83,11 +73,11 @@ pub(crate) async fn from_link(app: &App, organization: &OrganizationId, token: &
 pub(crate) async fn redeem(
     app: &App,
     organization: &OrganizationId,
-    code: &str,
+    code: &Secret,
     host: &HostLabel,
 ) -> Result<VisitGranted, Failure> {
     let refused = || not_found("that code");
-    let (hash, label, tenant) = (hash(code), host.clone(), organization.clone());
+    let (hash, label, tenant) = (hash(code.expose()), host.clone(), organization.clone());
     let visit =
         db::write(&app.pool, move |tx| Box::pin(async move { store::use_code(tx, &hash, &label, &tenant).await }))
             .await?

@@ -109,7 +109,7 @@ pub(crate) async fn share(app: &App, allowed: &Allowed, row: &Row, request: Shar
     app.bells.ring_workspace(&row.id);
     Ok(Shared {
         id: link.id,
-        url: app.base.share(&token),
+        url: app.base.share(token.expose()),
         expires_at: link.expires_at,
         families: link.families,
         service: link.service,
@@ -174,7 +174,7 @@ pub(crate) async fn open(app: &App, allowed: &Allowed, row: &Row, request: OpenR
         })
     })
     .await?;
-    Ok(OpenedPage { url: format!("{origin}/.envforge/enter?code={}", code.expose()), origin })
+    Ok(OpenedPage { url: format!("{origin}/.envforge/enter?code={}", code.text().expose()), origin })
 }
 
 #[cfg(test)]

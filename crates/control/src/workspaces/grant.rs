@@ -12,7 +12,6 @@ use envforge_api::{
     names::ServiceName,
     problem::Problem,
     public::Grant,
-    secret::Secret,
     time::Timestamp,
 };
 use std::collections::BTreeSet;
@@ -71,12 +70,11 @@ pub(crate) async fn grant(
         service,
         expires_at,
     };
-    let token = app.keys.sign(&capability)?;
     Ok(Grant {
         host: row.host.clone(),
         workspace: row.id.clone(),
         local_socket: presences.get(&row.host).and_then(|presence| presence.local_socket.clone()),
-        token: Secret::new(token),
+        token: app.keys.sign(&capability)?,
         expires_at,
     })
 }

@@ -6,6 +6,7 @@ use envforge_api::{
     gateway::{Code, CodeRequest, Feed},
     link::Link,
     public::KeyRotated,
+    secret::Secret,
     sign,
     time::Timestamp,
 };
@@ -54,7 +55,7 @@ async fn a_new_key_is_told_to_everyone_before_it_signs_and_what_the_old_one_sign
     assert!(capability::verify(&before.keys, token, Timestamp::now()).is_err());
     assert!(capability::verify(&rotated.keys, token, Timestamp::now()).is_ok());
     assert!(sign::verify::<Link>(&rotated.keys, &link, Timestamp::now()).is_ok());
-    let request = CodeRequest { link };
+    let request = CodeRequest { link: Secret::new(link) };
     again.gateway().post::<_, Code>("/v1/gateway/codes", &request).await.expect("the old link opens still");
 
     // Past its end the old one verifies nothing.

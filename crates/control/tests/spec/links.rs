@@ -12,23 +12,25 @@ use envforge_api::{
     link::{Family, Holder, Link, OpenedPage, Shared, Visit},
     problem::{Problem, ProblemKind},
     public::{AuditList, LinkList, LinkView},
+    secret::Secret,
     sign,
     states::RuntimeState,
     time::Timestamp,
 };
 use serde_json::{Value, json};
 
-fn token(shared: &Shared) -> String {
-    shared.url.rsplit_once("/share/").expect("a share URL").1.to_owned()
+fn token(shared: &Shared) -> Secret {
+    let token = shared.url.rsplit_once("/share/").expect("a share URL").1;
+    Secret::new(token.to_owned())
 }
 
 async fn code(gateway: &Client, shared: &Shared) -> Result<Code, Problem> {
     gateway.post("/v1/gateway/codes", &CodeRequest { link: token(shared) }).await
 }
 
-async fn visit(gateway: &Client, code: &str, host: &str) -> Result<VisitGranted, Problem> {
+async fn visit(gateway: &Client, code: &Secret, host: &str) -> Result<VisitGranted, Problem> {
     let host = host.parse().expect("a label");
-    gateway.post("/v1/gateway/visits", &VisitRequest { code: code.to_owned(), host }).await
+    gateway.post("/v1/gateway/visits", &VisitRequest { code: code.clone(), host }).await
 }
 
 #[tokio::test]
@@ -45,13 +47,13 @@ async fn a_link_says_what_was_asked_for_and_is_shown_until_it_is_revoked() {
     let shared = it.share("ws", json!({})).await.expect("a link");
     assert_eq!((shared.service.as_str(), shared.families.len()), ("api", 4));
     assert!(shared.url.starts_with("http://dev.localhost/share/"), "{}", shared.url);
-    let link: Link = sign::verify(&host.answer.keys, &token(&shared), Timestamp::now()).expect("signed");
+    let link: Link = sign::verify(&host.answer.keys, token(&shared).expose(), Timestamp::now()).expect("signed");
     assert_eq!((link.host.as_str(), &link.workspace), ("api--ws--local", &opened.id));
     assert_eq!((&link.id, link.expires_at), (&shared.id, shared.expires_at));
 
     let body = json!({ "service": "api", "port": "admin", "expires_seconds": 60, "families": ["api"] });
     let second = it.share("ws", body).await.expect("a link");
-    let link: Link = sign::verify(&host.answer.keys, &token(&second), Timestamp::now()).expect("signed");
+    let link: Link = sign::verify(&host.answer.keys, token(&second).expose(), Timestamp::now()).expect("signed");
     assert_eq!((link.host.as_str(), link.families), ("api-admin--ws--local", [Family::Api].into()));
     for bad in [
         json!({ "service": "nosuch" }),
@@ -77,7 +79,7 @@ async fn a_link_says_what_was_asked_for_and_is_shown_until_it_is_revoked() {
     let audit: AuditList = it.owner().get("/v1/audit").await.expect("audit");
     let actions: Vec<_> = audit.entries.iter().map(|entry| entry.action.as_str()).collect();
     assert_eq!(actions, ["link.revoke", "link.issue", "link.issue", "workspace.create"]);
-    assert!(!serde_json::to_string(&audit).expect("json").contains(&token(&shared)), "a token is in no record");
+    assert!(!serde_json::to_string(&audit).expect("json").contains(token(&shared).expose()), "a token is in no record");
     it.stop().await;
 }
 
@@ -93,18 +95,18 @@ async fn a_link_becomes_a_code_and_a_code_a_visit_on_its_own_host_once() {
     assert_eq!(first.host.as_str(), "web--ws--local");
     visit(&gateway, &first.code, "api--ws--local").await.expect_err("another host");
     let granted = visit(&gateway, &first.code, "web--ws--local").await.expect("a visit");
-    let said: Visit = sign::verify(&host.answer.keys, &granted.token, Timestamp::now()).expect("signed");
+    let said: Visit = sign::verify(&host.answer.keys, granted.token.expose(), Timestamp::now()).expect("signed");
     assert_eq!(said.holder, Holder::Link(shared.id.clone()));
     assert_eq!((said.user.as_str(), said.host.as_str()), (format!("link:{}", shared.id).as_str(), "web--ws--local"));
     assert_eq!((said.families.len(), said.expires_at), (2, shared.expires_at));
     let used = visit(&gateway, &first.code, "web--ws--local").await.expect_err("used already");
     for unknown in ["nosuch", ""] {
-        let unknown = visit(&gateway, unknown, "web--ws--local").await.expect_err("unknown");
+        let unknown = visit(&gateway, &Secret::new(unknown.into()), "web--ws--local").await.expect_err("unknown");
         assert_eq!(used, unknown, "both look the same");
     }
     // Stored by its digest alone.
     let texts: i64 = sqlx::query_scalar("SELECT count(*) FROM visit_codes c WHERE c::text LIKE '%' || $1 || '%'")
-        .bind(&second.code)
+        .bind(second.code.expose())
         .fetch_one(&it.pool)
         .await
         .expect("counted");
@@ -138,7 +140,8 @@ async fn a_revoked_or_forged_link_and_the_code_of_one_open_nothing() {
     it.owner().call::<(), LinkView>(Method::DELETE, &path, None).await.expect("revoked");
     visit(&gateway, &early.code, "web--ws--local").await.expect_err("its link ended meanwhile");
     let revoked = code(&gateway, &shared).await.expect_err("revoked");
-    let forged = gateway.post::<_, Code>("/v1/gateway/codes", &CodeRequest { link: "v4.public.x".into() }).await;
+    let forged =
+        gateway.post::<_, Code>("/v1/gateway/codes", &CodeRequest { link: Secret::new("v4.public.x".into()) }).await;
     assert_eq!(revoked, forged.expect_err("forged"), "every refusal looks the same");
     it.stop().await;
 }
@@ -178,8 +181,8 @@ async fn a_developer_shares_own_workspaces_alone_and_opens_others_as_a_member() 
     let page: OpenedPage = developer.post("/v1/workspaces/owners/visits", &web).await.expect("a page");
     assert_eq!(page.origin, "http://web--owners--local.dev.localhost");
     let code = page.url.strip_prefix(&format!("{}/.envforge/enter?code=", page.origin)).expect("an entrance");
-    let granted = visit(&gateway, code, "web--owners--local").await.expect("a visit");
-    let said: Visit = sign::verify(&host.answer.keys, &granted.token, Timestamp::now()).expect("signed");
+    let granted = visit(&gateway, &Secret::new(code.into()), "web--owners--local").await.expect("a visit");
+    let said: Visit = sign::verify(&host.answer.keys, granted.token.expose(), Timestamp::now()).expect("signed");
     assert!(matches!(said.holder, Holder::Member(_)));
     assert_eq!(said.user, "developer");
     it.stop().await;

@@ -295,7 +295,7 @@ async fn route(State(around): State<Arc<Around>>, Json(request): Json<RouteReque
         dial: Dial {
             host: HostId::generate(),
             socket: Some(around.dial.clone()),
-            token: "a capability".into(),
+            token: Secret::new("a capability".into()),
             expires_at: Timestamp::now() + jiff::SignedDuration::from_secs(3600),
         },
     })

@@ -4,13 +4,16 @@
 //! connection to the gateway on this machine, saying whose it is. Nothing else is reached that way: the gateway gives a
 //! workspace its own dev hosts and no other.
 
-use super::hub::{Hub, Workspace};
-use crate::system::sandbox::{Sandbox, parked};
+use super::{
+    hub::{Hub, Workspace},
+    listening::Listening,
+};
+use crate::system::sandbox::parked;
 use envforge_api::dial::FromInside;
 use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
-    net::{TcpListener, TcpStream, UnixStream},
+    net::{TcpStream, UnixStream},
 };
 
 /// What could not be had is tried again after this.
@@ -37,33 +40,17 @@ fn addresses<'a>(origins: impl Iterator<Item = &'a String>) -> Option<(BTreeSet<
     Some((names, at?))
 }
 
-struct Listening {
+/// What is served inside at the moment.
+struct Served {
     network: parked::Network,
     port: u16,
-    four: TcpListener,
-    six: Option<TcpListener>,
-}
-
-impl Listening {
-    async fn accept(&self) -> io::Result<TcpStream> {
-        let six = async {
-            match &self.six {
-                Some(six) => six.accept().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            accepted = self.four.accept() => accepted,
-            accepted = six => accepted,
-        }
-        .map(|(stream, _)| stream)
-    }
+    listening: Listening,
 }
 
 /// Keeps the addresses working until the workspace is gone.
 pub(super) async fn keep(hub: &Arc<Hub>, workspace: &Arc<Workspace>) {
     let (mut intents, mut sandboxes) = (workspace.intent.subscribe(), workspace.sandbox.subscribe());
-    let mut now: Option<Listening> = None;
+    let mut now: Option<Served> = None;
     loop {
         let wanted = addresses(intents.borrow_and_update().urls.values());
         let sandbox = sandboxes.borrow_and_update().clone();
@@ -77,8 +64,9 @@ pub(super) async fn keep(hub: &Arc<Hub>, workspace: &Arc<Workspace>) {
                 let is_there = now.as_ref().is_some_and(|now| now.port == port && Some(now.network) == network);
                 if let (Some(network), false) = (network, is_there) {
                     now = None;
-                    match listen(sandbox, port).await {
-                        Ok((four, six)) => now = Some(Listening { network, port, four, six }),
+                    let sandbox = sandbox.clone();
+                    match Listening::on(move || parked::listen(&sandbox, port)).await {
+                        Ok(listening) => now = Some(Served { network, port, listening }),
                         Err(error) => {
                             tracing::info!(workspace = %workspace.id, %error, "dev hosts are not served inside");
                             again = Some(AGAIN);
@@ -90,7 +78,7 @@ pub(super) async fn keep(hub: &Arc<Hub>, workspace: &Arc<Workspace>) {
         }
         let accepted = async {
             match &now {
-                Some(listening) => listening.accept().await,
+                Some(served) => served.listening.accept().await,
                 None => std::future::pending().await,
             }
         };
@@ -111,15 +99,6 @@ pub(super) async fn keep(hub: &Arc<Hub>, workspace: &Arc<Workspace>) {
             () = due => {}
         }
     }
-}
-
-async fn listen(sandbox: &Sandbox, port: u16) -> Result<(TcpListener, Option<TcpListener>), String> {
-    let sandbox = sandbox.clone();
-    let made = tokio::task::spawn_blocking(move || parked::listen(&sandbox, port)).await;
-    let made = made.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-    let four = TcpListener::from_std(made.four).map_err(|e| e.to_string())?;
-    let six = made.six.map(TcpListener::from_std).transpose().map_err(|e| e.to_string())?;
-    Ok((four, six))
 }
 
 async fn carry(hub: &Hub, workspace: &Workspace, mut near: TcpStream) -> io::Result<()> {

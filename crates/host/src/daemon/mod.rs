@@ -10,6 +10,7 @@ pub mod hub;
 mod inside;
 mod intents;
 pub mod ledger;
+mod listening;
 mod outbox;
 mod parked;
 mod plan;
@@ -260,20 +261,8 @@ pub async fn wipe(home: &Path) -> Result<(), SystemError> {
     killed
 }
 
-/// Supervisors stand outside the control groups of their workspaces: they are found by their locks.
 fn kill_supervisors(installation: &Installation) -> Result<(), SystemError> {
     let Ok(entries) = fs::read_dir(installation.home.join("workspaces")) else { return Ok(()) };
-    for entry in entries.flatten() {
-        let state = entry.path().join("state");
-        let Ok(file) = fs::File::open(state.join("supervisor.lock")) else { continue };
-        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
-            continue;
-        }
-        let pid = fs::read_to_string(state.join("supervisor.pid")).ok().and_then(|t| t.trim().parse::<i32>().ok());
-        if let Some(pid) = pid.filter(|pid| *pid > 1) {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
-                .map_err(|e| SystemError::new("end a supervisor", e.into()))?;
-        }
-    }
-    Ok(())
+    let states = entries.flatten().map(|entry| entry.path().join("state"));
+    states.filter(|state| supervisor::lives(state)).try_for_each(|state| supervisor::kill(&state))
 }

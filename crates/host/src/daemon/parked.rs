@@ -5,12 +5,15 @@
 //! those that were held go on through the daemon until they end. While a runtime wakes they are still led here, so that
 //! no connection meets a service that is not there yet.
 
-use super::hub::{Hub, RuntimeFacts, Workspace};
+use super::{
+    hub::{Hub, RuntimeFacts, Workspace},
+    listening::Listening,
+};
 use crate::{
     supervise::protocol::Snapshot,
-    system::sandbox::{
-        Sandbox,
-        parked::{self, Listeners},
+    system::{
+        SystemError,
+        sandbox::{Sandbox, parked},
     },
 };
 use envforge_api::{
@@ -23,7 +26,6 @@ use envforge_api::{
 };
 use std::{
     collections::BTreeSet,
-    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -31,7 +33,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Mutex, watch},
     time::timeout,
 };
@@ -152,24 +154,7 @@ fn port_of(port: u16, snapshot: &Snapshot) -> Port {
 /// What is led here at the moment.
 struct Parked {
     ports: BTreeSet<u16>,
-    four: TcpListener,
-    six: Option<TcpListener>,
-}
-
-impl Parked {
-    async fn accept(&self) -> io::Result<TcpStream> {
-        let six = async {
-            match &self.six {
-                Some(six) => six.accept().await,
-                None => std::future::pending().await,
-            }
-        };
-        let (stream, _) = tokio::select! {
-            accepted = self.four.accept() => accepted?,
-            accepted = six => accepted?,
-        };
-        Ok(stream)
-    }
+    listening: Listening,
 }
 
 /// Keeps it as it should be, until the workspace is gone.
@@ -185,11 +170,29 @@ pub(super) async fn keep(hub: &Arc<Hub>, workspace: &Arc<Workspace>) {
     loop {
         let sandbox = sandboxes.borrow_and_update().clone();
         let wanted = wanted(&intents.borrow_and_update(), &runtime.borrow_and_update(), &faces.borrow_and_update());
+        let start = |stream: TcpStream, sandbox: &Sandbox| {
+            let held = Held {
+                hub: Arc::clone(hub),
+                workspace: Arc::clone(workspace),
+                sandbox: sandbox.clone(),
+                asked: Arc::clone(&asked),
+            };
+            let place = Place::take(&carried, &ended);
+            // Ends with the connection, or when the runtime does not come.
+            tokio::spawn(async move {
+                if let Some(_place) = place {
+                    held.carry(stream).await;
+                }
+            });
+        };
         let mut again = None;
         match (wanted, &sandbox) {
             (Wanted::Led(ports), Some(sandbox)) if now.as_ref().is_none_or(|now| now.ports != ports) => {
-                match park(sandbox, ports).await {
-                    Ok(parked) => (now, rules) = (Some(parked), true),
+                let (of_ports, within) = (ports.clone(), sandbox.clone());
+                // Also when it fails half-way.
+                rules = true;
+                match Listening::on(move || parked::park(&within, &of_ports)).await {
+                    Ok(listening) => now = Some(Parked { ports, listening }),
                     Err(error) => {
                         tracing::info!(workspace = %workspace.id, %error, "connections do not wake this workspace");
                         again = Some(AGAIN);
@@ -197,20 +200,23 @@ pub(super) async fn keep(hub: &Arc<Hub>, workspace: &Arc<Workspace>) {
                 }
             }
             (Wanted::Open, Some(sandbox)) if now.is_some() => {
-                now = None;
-                let sandbox = sandbox.clone();
-                blocking(move || parked::open(&sandbox)).await;
+                // As long as the rules lead here someone must listen.
+                if change(sandbox, parked::open).await {
+                    let late = now.take().map(|parked| parked.listening.close());
+                    late.into_iter().flatten().for_each(|stream| start(stream, sandbox));
+                    continue;
+                }
+                again = Some(AGAIN);
             }
             (Wanted::Open, Some(sandbox)) if rules && carried.load(Ordering::SeqCst) == 0 => {
-                rules = false;
-                let sandbox = sandbox.clone();
-                blocking(move || parked::clear(&sandbox)).await;
+                rules = !change(sandbox, parked::clear).await;
+                again = rules.then_some(AGAIN);
             }
             (Wanted::Led(_) | Wanted::AsItIs | Wanted::Open, Some(_) | None) => {}
         }
         let accepted = async {
             match &now {
-                Some(parked) => parked.accept().await,
+                Some(parked) => parked.listening.accept().await,
                 None => std::future::pending().await,
             }
         };
@@ -221,15 +227,8 @@ pub(super) async fn keep(hub: &Arc<Hub>, workspace: &Arc<Workspace>) {
             }
         };
         tokio::select! {
-            accepted = accepted => if let (Ok(stream), Some(sandbox)) = (accepted, sandbox) {
-                let held = Held { hub: Arc::clone(hub), workspace: Arc::clone(workspace), sandbox, asked: Arc::clone(&asked) };
-                let place = Place::take(&carried, &ended);
-                // Ends with the connection, or when the runtime does not come.
-                tokio::spawn(async move {
-                    if let Some(_place) = place {
-                        held.carry(stream).await;
-                    }
-                });
+            accepted = accepted => if let (Ok(stream), Some(sandbox)) = (accepted, &sandbox) {
+                start(stream, sandbox);
             },
             changed = intents.changed() => if changed.is_err() { return },
             _ = runtime.changed() => {}
@@ -241,18 +240,19 @@ pub(super) async fn keep(hub: &Arc<Hub>, workspace: &Arc<Workspace>) {
     }
 }
 
-async fn park(sandbox: &Sandbox, ports: BTreeSet<u16>) -> Result<Parked, String> {
-    let (sandbox, of_ports) = (sandbox.clone(), ports.clone());
-    let made = tokio::task::spawn_blocking(move || parked::park(&sandbox, &of_ports)).await;
-    let Listeners { four, six } = made.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-    let four = TcpListener::from_std(four).map_err(|e| e.to_string())?;
-    let six = six.map(TcpListener::from_std).transpose().map_err(|e| e.to_string())?;
-    Ok(Parked { ports, four, six })
-}
-
-async fn blocking(work: impl FnOnce() -> Result<(), crate::system::SystemError> + Send + 'static) {
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(work).await {
-        tracing::warn!(%error, "rules for connections to a workspace");
+/// Whether the rules were changed.
+async fn change(sandbox: &Sandbox, how: fn(&Sandbox) -> Result<(), SystemError>) -> bool {
+    let within = sandbox.clone();
+    match tokio::task::spawn_blocking(move || how(&within)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::warn!(workspace = %sandbox.workspace, %error, "the rules for connections to a workspace stay");
+            false
+        }
+        Err(error) => {
+            tracing::error!(workspace = %sandbox.workspace, %error, "the rules for connections to a workspace stay");
+            false
+        }
     }
 }
 

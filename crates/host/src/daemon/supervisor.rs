@@ -140,17 +140,20 @@ const SLOW: Duration = Duration::from_secs(60);
 /// # Errors
 /// When none lives.
 pub async fn reach(sandbox: &Sandbox) -> io::Result<(std::sync::Arc<Supervisor>, mpsc::UnboundedReceiver<Snapshot>)> {
+    let state = sandbox.dir.join("state");
     let deadline = tokio::time::Instant::now() + SLOW;
     let mut pause = Duration::from_millis(10);
     loop {
         let error = match connect(sandbox).await {
             Ok(line) => return Ok(line),
-            Err(error) if !lives(sandbox) => return Err(error),
+            Err(error) if !lives(&state) => return Err(error),
             Err(error) => error,
         };
         if tokio::time::Instant::now() >= deadline {
             tracing::error!(workspace = %sandbox.workspace, "a runtime's supervisor does not answer and is ended");
-            end(sandbox);
+            if let Err(error) = kill(&state) {
+                tracing::error!(%error, "it cannot be ended");
+            }
             return Err(error);
         }
         tokio::time::sleep(pause).await;
@@ -158,22 +161,24 @@ pub async fn reach(sandbox: &Sandbox) -> io::Result<(std::sync::Arc<Supervisor>,
     }
 }
 
-/// Whether a supervisor of the workspace lives: its lock ends with it.
-fn lives(sandbox: &Sandbox) -> bool {
-    let lock = fs::File::open(sandbox.dir.join("state").join("supervisor.lock"));
-    lock.is_ok_and(|lock| {
+/// Whether a supervisor lives, by the state directory of its workspace: its lock ends with it.
+pub(super) fn lives(state: &Path) -> bool {
+    fs::File::open(state.join("supervisor.lock")).is_ok_and(|lock| {
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared)
             == Err(rustix::io::Errno::WOULDBLOCK)
     })
 }
 
-/// Ends the one that holds the lock.
-fn end(sandbox: &Sandbox) {
-    let text = fs::read_to_string(sandbox.dir.join("state").join("supervisor.pid")).unwrap_or_default();
-    if let Some(pid) = text.trim().parse::<i32>().ok().filter(|pid| *pid > 1)
-        && let Err(error) = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
-    {
-        tracing::error!(%error, "a supervisor that does not answer cannot be ended");
+/// Ends the supervisor that lives. It stands outside the control groups of its workspace.
+///
+/// # Errors
+/// When it may not be signalled.
+pub(super) fn kill(state: &Path) -> Result<(), SystemError> {
+    let text = fs::read_to_string(state.join("supervisor.pid")).unwrap_or_default();
+    match text.trim().parse::<i32>().ok().filter(|pid| *pid > 1) {
+        Some(pid) => nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+            .map_err(|e| SystemError::new("end a supervisor", e.into())),
+        None => Ok(()),
     }
 }
 

@@ -8,28 +8,19 @@ use envforge_api::{
     tunnel::NotOpened,
 };
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::fs::PermissionsExt,
     time::Duration,
 };
-use tokio::{
-    net::{TcpStream, UnixListener},
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 
 /// A service whose backlog is full may take so long.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Listens for the daemon; ends with the supervisor.
 pub(super) fn listen(runtime: &Runtime) -> Result<(), SystemError> {
-    let path = runtime.shared.sandbox.dial_socket();
-    let doing = |e| SystemError::new("listen for connections to the workspace", e);
-    let fresh = path.with_extension("new");
-    let _ = fs::remove_file(&fresh);
-    let listener = UnixListener::bind(&fresh).map_err(doing)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).map_err(doing)?;
-    fs::rename(&fresh, &path).map_err(doing)?;
+    let listener = dial::listen(&runtime.shared.sandbox.dial_socket())
+        .map_err(|e| SystemError::new("listen for connections to the workspace", e))?;
     tokio::task::spawn_local(async move {
         loop {
             match listener.accept().await {

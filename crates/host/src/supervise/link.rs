@@ -6,23 +6,18 @@ use super::{
     runtime::Runtime,
 };
 use crate::system::SystemError;
-use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
+use envforge_api::dial;
+use std::sync::Arc;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
+    net::{UnixStream, unix::OwnedWriteHalf},
     sync::{mpsc::UnboundedSender, oneshot, watch},
 };
 
 /// Listens; connections are served until the supervisor ends.
 pub(super) fn listen(runtime: &Runtime, events: UnboundedSender<Event>) -> Result<(), SystemError> {
-    let path = runtime.shared.sandbox.supervisor_socket();
-    let doing = |e| SystemError::new("listen for the daemon", e);
-    // Bound under another name and renamed: whoever finds the socket finds it listening, and root's alone.
-    let fresh = path.with_extension("new");
-    let _ = fs::remove_file(&fresh);
-    let listener = UnixListener::bind(&fresh).map_err(doing)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).map_err(doing)?;
-    fs::rename(&fresh, &path).map_err(doing)?;
+    let listener = dial::listen(&runtime.shared.sandbox.supervisor_socket())
+        .map_err(|e| SystemError::new("listen for the daemon", e))?;
     let snapshots = runtime.subscribe();
     tokio::task::spawn_local(async move {
         loop {

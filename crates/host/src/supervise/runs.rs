@@ -87,7 +87,8 @@ impl Runtime {
         }
         let is_setup = order.parts.iter().any(|part| part.records.is_some());
         if is_setup && self.is_setting_up() {
-            let hint = "wait until that has ended: `envforge logs WS setup -f` shows it";
+            let slug = &self.shared.sandbox.hostname;
+            let hint = format!("wait until that has ended: `envforge logs {slug} setup -f` shows it");
             return Answer::Refused { trouble: Trouble::new("set-up steps are running already", hint) };
         }
         let group = match self.shared.sandbox.cgroups.runtime_child(&format!("runs/{}", order.id)) {
