@@ -175,3 +175,14 @@ fn a_setup_step_that_fails_shows_its_output_and_runs_again_only_when_its_text_or
     restart(&watching.replace("echo prepared", "echo  prepared"));
     assert_eq!(prepared(), before + 2);
 }
+
+#[test]
+fn a_branch_that_is_to_begin_from_what_no_repository_has_is_refused_and_can_be_opened_otherwise() {
+    let (local, _fixture) = start();
+    let out = local.run(&["up", "w", "-c", "--from", "nope", "--no-attach"]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.contains("no repository has `nope`"), "{said}");
+    local.ok(&["delete", "w", "--yes"]);
+    local.ok(&["up", "w", "-c", "--from", "main", "--no-attach", "--wait"]);
+}

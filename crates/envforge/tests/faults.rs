@@ -3,7 +3,7 @@
 use envforge_testkit::{
     fixture::Fixture,
     local::Local,
-    machine::{lives, proved_seconds, readings, sigkill},
+    machine::{eventually, lives, proved_seconds, readings, sigkill, stand_still},
 };
 use serde_json::Value;
 use std::{fs, path::Path};
@@ -101,7 +101,7 @@ fn a_killed_host_daemon_touches_no_process_and_the_meter_has_neither_gap_nor_ove
     local.wait_healthy("w");
     assert_eq!(running(), before_kill, "no process was touched");
     assert_eq!(local.curl_json("w", "http://localhost:3000/")["rows"], 1);
-    envforge_testkit::machine::eventually("logs go on", || (ticks() > before).then_some(()));
+    eventually("logs go on", || (ticks() > before).then_some(()));
 
     let all = readings(&dir);
     let (_, all) = all.first_key_value().expect("one instance");
@@ -145,7 +145,7 @@ fn a_killed_supervisor_is_replaced_adopts_the_database_and_never_runs_a_command_
     let script = "echo x >> /workspace/runs.txt; sleep 1000";
     let run = local.json(&["run", "w", "--service", "web", "--detach", "--", "sh", "-c", script]);
     let counted = || fs::read_to_string(local.workspace_dir("w").join("files/runs.txt")).unwrap_or_default();
-    envforge_testkit::machine::eventually("the run is under way", || (counted() == "x\n").then_some(()));
+    eventually("the run is under way", || (counted() == "x\n").then_some(()));
 
     sigkill(local.supervisor());
     let status = local.wait_for("w", "served again", |status| {
@@ -160,7 +160,7 @@ fn a_killed_supervisor_is_replaced_adopts_the_database_and_never_runs_a_command_
     assert!(system.contains("supervisor ended unexpectedly"), "{system}");
 
     let id = run["id"].as_str().expect("an id");
-    let record = envforge_testkit::machine::eventually("the run has an end", || {
+    let record = eventually("the run has an end", || {
         let record = local.json(&["workspace", "command", id]);
         record["finished_at"].is_string().then_some(record)
     });
@@ -186,11 +186,36 @@ fn a_killed_database_or_cache_is_started_again_and_its_consumers_recover() {
                 && local.ok(&["logs", "w", "system"]).contains(&format!("{name} ended unexpectedly"))
         });
         assert_ne!(local.server(0, name), pid);
-        envforge_testkit::machine::eventually("the page answers", || {
+        eventually("the page answers", || {
             let out = local.run(&["exec", "w", "--", "curl", "-sf", "-m", "5", "http://localhost:3000/"]);
             out.status.success().then_some(())
         });
         assert_eq!(local.curl_json("w", "http://localhost:3000/")["rows"], 1, "what was acknowledged stays");
     }
     assert_eq!(sessions(&local, "w").len(), 1);
+}
+
+#[test]
+fn a_supervisor_that_is_slow_is_waited_for_and_one_that_hangs_is_replaced() {
+    let (local, _fixture) = start();
+    local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
+    leave_marks(&local, "w");
+    let pid = || local.curl_json("w", "http://localhost:3000/")["pid"].clone();
+    let (service, supervisor) = (pid(), local.supervisor());
+    stand_still(supervisor, true);
+    local.kill("host");
+    // It has found the supervisor when it answers for the shell.
+    local.ok(&["exec", "w", "--", "true"]);
+    stand_still(supervisor, false);
+    local.wait_healthy("w");
+    assert_eq!((pid(), local.supervisor()), (service, supervisor), "adopted as it is");
+
+    stand_still(supervisor, true);
+    local.kill("host");
+    local.wait_for("w", "served by another", |status| {
+        let told = status["runtime"]["reason"].as_str().is_some_and(|text| text.contains("supervisor"));
+        told && status["services"].as_array().is_some_and(|all| all.iter().all(|s| s["state"] == "healthy"))
+    });
+    assert!(!lives(supervisor));
+    assert_marks(&local, "w");
 }

@@ -57,3 +57,33 @@ fn a_run_of_the_shell_layer_is_recorded_as_it_ended_and_a_cancelled_one_leaves_n
     let lives = local.inside("w", &format!("kill -0 {pid}")).status.success();
     assert!(!lives, "it is still there");
 }
+
+#[test]
+fn set_up_that_runs_is_not_begun_a_second_time() {
+    let step = "migrate: ['echo begun >> /workspace/begun.txt; while [ ! -e /workspace/go ]; do sleep 0.1; done; echo migrated >> /workspace/migrations.txt']";
+    let begin = WEB_YML.find("migrate: ").expect("a step");
+    let end = begin + WEB_YML[begin..].find('\n').expect("its end");
+    let (local, _fixture) = start(&format!("{}{step}{}", &WEB_YML[..begin], &WEB_YML[end..]));
+    local.ok(&["up", "w", "--no-attach"]);
+    local.inside_ok("w", "touch /workspace/go");
+    local.wait_healthy("w");
+    let setup = |more: &[&str]| {
+        let out = local.run(&[&["run", "w", "--service", "web"], more, &["setup", "migrate"]].concat());
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    local.inside_ok("w", "rm /workspace/go");
+    assert_eq!(setup(&["--detach"]).0, Some(0));
+    eventually("it runs", || (text(&local, "begun.txt") == "begun\nbegun\n").then_some(()));
+    let version = || local.status("w")["version"].as_i64().expect("a number");
+    let before = version();
+    let (code, said) = setup(&[]);
+    assert_eq!(code, Some(125), "{said}");
+    assert!(said.contains("set-up steps are running already"), "{said}");
+    let told = version() - before;
+    assert!(told < 25, "what runs is told once, not again and again: {told}");
+    local.inside_ok("w", "touch /workspace/go");
+    let migrated = |times: usize| (text(&local, "migrations.txt") == "migrated\n".repeat(times)).then_some(());
+    eventually("the first one ends", || migrated(2));
+    assert_eq!(setup(&[]).0, Some(0));
+    assert!(migrated(3).is_some());
+}

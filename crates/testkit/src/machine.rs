@@ -40,6 +40,15 @@ pub fn sigkill(pid: i32) {
     eventually("a killed process is gone", || (!lives(pid)).then_some(()));
 }
 
+/// Stops one process where it stands, or lets it go on.
+///
+/// # Panics
+/// When there is no such process.
+pub fn stand_still(pid: i32, still: bool) {
+    let signal = if still { Signal::SIGSTOP } else { Signal::SIGCONT };
+    kill(Pid::from_raw(pid), signal).expect("kill");
+}
+
 /// Whether a process runs (one that waits to be reaped does not).
 #[must_use]
 pub fn lives(pid: i32) -> bool {

@@ -22,7 +22,7 @@ use envforge_api::{
     command::{ActAnswer, ActReport, LeasedAct, LeasedCommand, RunSpec, RunTarget},
     ids::CommandId,
     public::{Commanded, WakeRequest},
-    states::{CommandState, RuntimeState, ShellState, Trouble},
+    states::{CommandState, RuntimeState, ShellState, Stated, Trouble},
 };
 use envforge_manifest::{Layer, ResolvedService, Step};
 use std::{io::Write, os::unix::fs::OpenOptionsExt, sync::Arc, time::Duration};
@@ -163,23 +163,32 @@ async fn perform(hub: &Arc<Hub>, lease: LeasedCommand) {
 async fn inspect(hub: &Hub, id: &envforge_api::ids::WorkspaceId) -> Result<Vec<String>, Trouble> {
     let Some(workspace) = hub.get(id) else { return Ok(Vec::new()) };
     let intent = workspace.intent.borrow().clone();
-    let sandbox = match ready_sandbox(hub, &workspace).await {
-        Ok(sandbox) => sandbox,
-        // A workspace that never came to be has nothing to lose.
-        Err(_) if !hub.installation.workspace_dir(id).join("files").is_dir() => return Ok(Vec::new()),
-        Err(trouble) => return Err(trouble),
-    };
+    // One whose shell could not be prepared is looked at as far as it is there.
+    let _ = settled(&workspace).await;
+    if !hub.installation.workspace_dir(id).join("files").is_dir() {
+        return Ok(Vec::new());
+    }
+    let sandbox = sandbox(hub, &workspace).await?;
     shell::inspect_work(&sandbox, &intent).await
 }
 
-async fn ready_sandbox(hub: &Hub, workspace: &Workspace) -> Result<Sandbox, Trouble> {
+/// Its shell, when that is prepared or has failed; `None` once the workspace is gone.
+async fn settled(workspace: &Workspace) -> Option<Stated<ShellState>> {
     let mut shell = workspace.shell.subscribe();
-    let ready = shell.wait_for(|s| matches!(s.state, ShellState::Ready | ShellState::Failed)).await.map(|s| s.clone());
-    if let Ok(stated) = ready
-        && stated.state == ShellState::Failed
-    {
-        return Err(Trouble::new(stated.reason.unwrap_or_default(), stated.hint.unwrap_or_default()));
+    let settled = shell.wait_for(|s| matches!(s.state, ShellState::Ready | ShellState::Failed)).await;
+    settled.ok().map(|s| s.clone())
+}
+
+async fn ready_sandbox(hub: &Hub, workspace: &Workspace) -> Result<Sandbox, Trouble> {
+    match settled(workspace).await {
+        Some(stated) if stated.state == ShellState::Failed => {
+            Err(Trouble::new(stated.reason.unwrap_or_default(), stated.hint.unwrap_or_default()))
+        }
+        Some(_) | None => sandbox(hub, workspace).await,
     }
+}
+
+async fn sandbox(hub: &Hub, workspace: &Workspace) -> Result<Sandbox, Trouble> {
     let slug = workspace.intent.borrow().slug.clone();
     crate::system::sandbox::ensure(&hub.installation, &workspace.id, workspace.index, &slug)
         .await
@@ -283,7 +292,8 @@ fn parts(sandbox: &Sandbox, description: &runtime::Description, spec: &RunSpec) 
         for service in &all {
             for step in steps(service).iter().filter(|s| name.as_ref().is_none_or(|n| s.name.as_str() == n)) {
                 let full = format!("{}.{}", service.name, step.name);
-                let digest = shell::step_digest(sandbox, &service.directory, step, "");
+                let data = if step.layer == Layer::Runtime { description.data.as_str() } else { "" };
+                let digest = shell::step_digest(sandbox, &service.directory, step, data);
                 for (at, command) in step.run.iter().enumerate() {
                     let last = at + 1 == step.run.len();
                     parts.push(Part {
@@ -292,8 +302,7 @@ fn parts(sandbox: &Sandbox, description: &runtime::Description, spec: &RunSpec) 
                         argv: process::shell(command),
                         layer: step.layer,
                         directory: format!("{WORKSPACE}/{}", service.directory),
-                        step: (last && kind == "setup step" && step.layer == Layer::Shell)
-                            .then(|| (full.clone(), digest.clone())),
+                        step: (last && kind == "setup step").then(|| (full.clone(), digest.clone())),
                     });
                 }
             }
@@ -332,7 +341,8 @@ fn runtime_part(description: &runtime::Description, part: &Part) -> RunPart {
         argv: part.argv.clone(),
         directory: part.directory.clone(),
         environment: process.map(|p| p.environment.clone()).unwrap_or_default(),
-        records: None,
+        // What is done is noted for each layer where that layer's steps are begun.
+        records: part.step.clone().filter(|_| part.layer == Layer::Runtime),
     }
 }
 

@@ -10,7 +10,7 @@ use envforge_api::{
         Capacity, DesiredShell, HostRole, MAX_PARK_MS, RegisterAnswer, RegisterRequest, SyncAnswer, SyncRequest,
         Traffic, WorkspaceReport,
     },
-    ids::WorkspaceId,
+    ids::{CommandId, WorkspaceId},
     problem::{Problem, ProblemKind},
     states::{RuntimeState, ShellState},
     time::Timestamp,
@@ -175,6 +175,7 @@ fn tell_traffic(hub: &Hub, traffic: &Traffic) {
 async fn tell(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &AtomicU64, stop: &CancellationToken) {
     let mut dirty = hub.dirty.subscribe();
     let mut told: BTreeMap<WorkspaceId, WorkspaceReport> = BTreeMap::new();
+    let mut begun: BTreeSet<CommandId> = BTreeSet::new();
     let mut changed: BTreeSet<WorkspaceId> = hub.all().iter().map(|w| w.id.clone()).collect();
     let mut outbox = Outbox::default();
     let mut seq = 0;
@@ -192,7 +193,10 @@ async fn tell(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &Atom
             reports.push(now);
             true
         });
-        let acts = acts::news(hub);
+        let mut acts = acts::news(hub);
+        // That one runs is told once.
+        begun.retain(|id| acts.iter().any(|act| act.id == *id));
+        acts.retain(|act| act.state.is_final() || !begun.contains(&act.id));
         if acts.is_empty() && !reports.iter().any(|now| is_awaited(told.get(&now.workspace), now)) {
             let together = (!reports.is_empty()).then(|| *since.get_or_insert_with(Instant::now) + TOGETHER);
             let due = async {
@@ -229,6 +233,8 @@ async fn tell(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &Atom
                     told.insert(sent.workspace.clone(), WorkspaceReport { seq: 0, ..sent });
                 }
                 outbox.stored(&request.readings, &answer.stored_readings);
+                let running = request.acts.iter().filter(|act| !act.state.is_final()).map(|act| act.id.clone());
+                begun.extend(running.filter(|id| answer.recorded_acts.contains(id)));
                 forget_recorded(hub, &request.acts, &answer);
                 // What the parked sync will bring may come here first; it is the same there.
                 apply(hub, &answer, stop);

@@ -28,7 +28,7 @@ use envforge_api::{
     secret::Secret,
     states::Trouble,
 };
-use envforge_manifest::{EnvValue, Layer, Resolution, ResolvedService, resolve};
+use envforge_manifest::{EnvValue, Layer, Resolution, ResolvedResource, ResolvedService, resolve};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -56,6 +56,8 @@ pub(super) struct Description {
     pub(super) resolution: Resolution,
     /// Values to mask.
     pub(super) secrets: Vec<Secret>,
+    /// Names the workspace's data: runtime steps are done for these data.
+    pub(super) data: String,
 }
 
 impl Description {
@@ -67,37 +69,77 @@ impl Description {
 }
 
 /// Values of managed resources that the host made up: `state/resources.json`.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Values {
     #[serde(default)]
     passwords: BTreeMap<ResourceKind, Secret>,
+    /// Of databases that a service has for itself.
+    #[serde(default)]
+    passwords_of_services: BTreeMap<ServiceName, Secret>,
+    /// Numbers of the Redis databases that services have for themselves. None is ever given to another.
+    #[serde(default)]
+    numbers: BTreeMap<ResourceKind, BTreeMap<ServiceName, u16>>,
     /// Names the data of this workspace: new data has a new name.
     #[serde(default)]
     data: String,
 }
 
-fn values(sandbox: &Sandbox) -> Result<Values, SystemError> {
-    let mut values = read_values(&sandbox.dir);
-    let missing: Vec<_> =
-        [ResourceKind::Database].into_iter().filter(|kind| !values.passwords.contains_key(kind)).collect();
-    if missing.is_empty() && !values.data.is_empty() {
-        return Ok(values);
+impl Values {
+    /// Makes up what is missing.
+    fn complete(&mut self, resources: &[ResolvedResource]) {
+        self.passwords.entry(ResourceKind::Database).or_insert_with(|| Secret::random(20));
+        if self.data.is_empty() {
+            self.data = Secret::random(10).expose().to_owned();
+        }
+        for (kind, service) in resources.iter().filter_map(|r| Some((r.kind, r.service.clone()?))) {
+            match kind {
+                ResourceKind::Database => {
+                    self.passwords_of_services.entry(service).or_insert_with(|| Secret::random(20));
+                }
+                ResourceKind::Cache | ResourceKind::Queue => {
+                    let given = self.numbers.values().flat_map(BTreeMap::values).max();
+                    let next = given.map_or(resources::SHARED_NUMBERS, |last| last + 1);
+                    self.numbers.entry(kind).or_default().entry(service).or_insert(next);
+                }
+                ResourceKind::Storage | ResourceKind::Mail => {}
+            }
+        }
     }
-    for kind in missing {
-        values.passwords.insert(kind, Secret::random(20));
+
+    fn fields(&self, kind: ResourceKind, service: Option<&ServiceName>) -> BTreeMap<String, Secret> {
+        let none = Secret::new(String::new());
+        let (password, number) = match service {
+            None => (self.passwords.get(&kind), Some(u16::from(kind == ResourceKind::Queue))),
+            Some(service) => (
+                self.passwords_of_services.get(service),
+                self.numbers.get(&kind).and_then(|of| of.get(service)).copied(),
+            ),
+        };
+        let (password, number) = (password.unwrap_or(&none), number.unwrap_or_default());
+        resources::fields(kind, resources::Part { service, password, number })
     }
-    if values.data.is_empty() {
-        values.data = Secret::random(10).expose().to_owned();
+
+    /// What must not be shown.
+    fn secrets(&self) -> impl Iterator<Item = &Secret> {
+        self.passwords.values().chain(self.passwords_of_services.values())
     }
-    let bytes = serde_json::to_vec(&values).unwrap_or_default();
-    files::write_durably(&values_path(&sandbox.dir), &bytes, 0o600)?;
+}
+
+fn values(sandbox: &Sandbox, resources: &[ResolvedResource]) -> Result<Values, SystemError> {
+    let known = read_values(&sandbox.dir);
+    let mut values = known.clone();
+    values.complete(resources);
+    if values != known {
+        let bytes = serde_json::to_vec(&values).unwrap_or_default();
+        files::write_durably(&values_path(&sandbox.dir), &bytes, 0o600)?;
+    }
     Ok(values)
 }
 
 /// What must not be shown of a workspace, as far as its host made it up already.
 #[must_use]
 pub(super) fn redactor(sandbox_dir: &Path) -> Redactor {
-    Redactor::new(read_values(sandbox_dir).passwords.values())
+    Redactor::new(read_values(sandbox_dir).secrets())
 }
 
 fn read_values(sandbox_dir: &Path) -> Values {
@@ -117,19 +159,19 @@ pub(super) async fn describe(intent: &WorkspaceIntent, sandbox: &Sandbox) -> Res
     let system = |e: SystemError| Trouble::new(e.to_string(), e.hint);
     let found = shell::read_manifests(sandbox, &intent.spec).await;
     let resolution = resolve(&intent.spec, &found, &shell::facts(intent));
-    let values = values(sandbox).map_err(system)?;
+    let values = values(sandbox, &resolution.resources).map_err(system)?;
     let done = read_done(&sandbox.dir, Layer::Runtime);
     let resources: Vec<ResourceSpec> = resolution.resources.iter().map(|r| resource(r, &values)).collect();
     let mut processes = Vec::new();
     for service in &resolution.services {
         processes.extend(processes_of(sandbox, service, &resources, &values, &done));
     }
-    let secrets = values.passwords.values().cloned().collect();
+    let secrets = values.secrets().cloned().collect();
     shell::write_context(sandbox, intent, &found).map_err(system)?;
-    Ok(Description { processes, resources, resolution, secrets })
+    Ok(Description { processes, resources, resolution, secrets, data: values.data })
 }
 
-fn resource(resolved: &envforge_manifest::ResolvedResource, values: &Values) -> ResourceSpec {
+fn resource(resolved: &ResolvedResource, values: &Values) -> ResourceSpec {
     let kind = resolved.kind;
     let not_here = || {
         Trouble::new(
@@ -148,9 +190,8 @@ fn resource(resolved: &envforge_manifest::ResolvedResource, values: &Values) -> 
             format!("set `resources: {{ {kind}: managed }}` in the project file"),
         )),
     };
-    let none = Secret::new(String::new());
     let fields = match resolved.mode {
-        ResourceMode::Managed => resources::fields(kind, values.passwords.get(&kind).unwrap_or(&none)),
+        ResourceMode::Managed => values.fields(kind, resolved.service.as_ref()),
         ResourceMode::Provided | ResourceMode::Cloud | ResourceMode::Disabled => BTreeMap::new(),
     };
     ResourceSpec { resource: resolved.clone(), fields, blocked }
@@ -219,8 +260,9 @@ fn declared_environment(
         let value = match value {
             EnvValue::Known { text } => Some(Secret::new(text.clone())),
             EnvValue::Resource { kind, field } => {
-                let of_kind = resources.iter().find(|r| r.resource.kind == *kind && r.blocked.is_none());
-                of_kind.and_then(|r| r.fields.get(field).cloned())
+                let its = |r: &&ResourceSpec| r.resource.service.as_ref().is_none_or(|owner| *owner == service.name);
+                let of_kind = resources.iter().filter(|r| r.resource.kind == *kind && r.blocked.is_none());
+                of_kind.filter(its).find_map(|r| r.fields.get(field).cloned())
             }
             EnvValue::Secret { name } => {
                 unset.get_or_insert_with(|| name.clone());
@@ -340,6 +382,44 @@ pub(super) fn stopped_processes(processes: &[ProcessSpec], stopped: &BTreeSet<Se
 #[cfg(test)]
 mod tests {
     use super::*;
+    use envforge_api::resource::ResourceScope;
+
+    #[test]
+    fn what_a_service_has_for_itself_keeps_its_names_and_is_no_other_s() {
+        let resource = |kind, service: Option<&str>| ResolvedResource {
+            kind,
+            mode: ResourceMode::Managed,
+            scope: ResourceScope::Service,
+            service: service.map(|name| name.parse().expect("a name")),
+            consumers: vec![],
+            extensions: vec![],
+        };
+        let of = |service| {
+            [ResourceKind::Cache, ResourceKind::Queue, ResourceKind::Database].map(|kind| resource(kind, service))
+        };
+        let mut values = Values::default();
+        values.complete(&of(Some("web-b")));
+        let first = values.clone();
+        // A service that is gone for a while, and back later, finds what it left.
+        values.complete(&of(Some("api")));
+        values.complete(&[of(None), of(Some("web-b"))].concat());
+        let url = |values: &Values, kind, service: Option<&str>| {
+            let service = service.map(|name| name.parse().expect("a name"));
+            values.fields(kind, service.as_ref())["url"].expose().to_owned()
+        };
+        let all = [None, Some("web-b"), Some("api")];
+        let urls = all.map(|service| {
+            [ResourceKind::Cache, ResourceKind::Queue, ResourceKind::Database].map(|kind| url(&values, kind, service))
+        });
+        assert_eq!(urls.as_flattened().iter().collect::<BTreeSet<_>>().len(), 9, "each has its own: {urls:?}");
+        assert_eq!(
+            url(&first, ResourceKind::Database, Some("web-b")),
+            url(&values, ResourceKind::Database, Some("web-b"))
+        );
+        assert!(urls[1][2].starts_with("postgres://app_web_b:") && urls[1][2].ends_with("@localhost:5432/app_web_b"));
+        assert_eq!(&urls[0][..2], ["redis://localhost:6379/0", "redis://localhost:6379/1"]);
+        assert_eq!(values.secrets().count(), 3);
+    }
 
     #[test]
     fn values_in_env_files_are_read_back_as_they_are() {

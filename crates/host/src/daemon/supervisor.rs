@@ -132,7 +132,7 @@ pub async fn connect(sandbox: &Sandbox) -> io::Result<(std::sync::Arc<Supervisor
 }
 
 /// How long a supervisor that lives may take until it answers: it may wait for a disk.
-const SLOW: Duration = Duration::from_secs(60);
+const SLOW: Duration = Duration::from_secs(20);
 
 /// Connects to a supervisor that an earlier daemon left. One that lives and does not answer is waited for, and ended at
 /// last: as long as it lives no other can take its place.

@@ -7,7 +7,7 @@ pub mod postgres;
 pub mod redis;
 
 use crate::system::sandbox::Sandbox;
-use envforge_api::{resource::ResourceKind, secret::Secret, states::Trouble};
+use envforge_api::{names::ServiceName, resource::ResourceKind, secret::Secret, states::Trouble};
 use futures_util::future::LocalBoxFuture;
 use nix::{
     sys::signal::{Signal, kill},
@@ -43,6 +43,13 @@ pub struct Context {
     pub sandbox: Sandbox,
     /// Prepared data of the installation (`<home>/templates`).
     pub templates: PathBuf,
+    /// What of it the workspace's services share or have for themselves.
+    pub shares: Vec<Share>,
+}
+
+/// A part of a server: a database of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
     /// Values of the resource's fields; see [`fields`].
     pub fields: BTreeMap<String, Secret>,
     /// PostgreSQL extensions asked for.
@@ -95,22 +102,38 @@ pub fn driver(kind: ResourceKind) -> Option<Box<dyn Driver>> {
     }
 }
 
-/// The fields of a managed resource, with `password` where it has one.
+/// What names a part of a server.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The service that has it for itself; absent: the whole workspace.
+    pub service: Option<&'a ServiceName>,
+    /// The password, where the server has passwords.
+    pub password: &'a Secret,
+    /// The number, where the server's databases have numbers; see [`SHARED_NUMBERS`].
+    pub number: u16,
+}
+
+/// Redis numbers its databases. The first two are the workspace's: a cache that is flushed leaves the queue alone.
+pub const SHARED_NUMBERS: u16 = 2;
+
+/// The fields of a managed resource.
 #[must_use]
-pub fn fields(kind: ResourceKind, password: &Secret) -> BTreeMap<String, Secret> {
+pub fn fields(kind: ResourceKind, part: Part<'_>) -> BTreeMap<String, Secret> {
     let port = kind.port();
     let pairs = match kind {
-        ResourceKind::Database => vec![
-            ("url", format!("postgres://app:{}@localhost:{port}/app", password.expose())),
-            ("host", "localhost".into()),
-            ("port", port.to_string()),
-            ("name", "app".into()),
-            ("user", "app".into()),
-            ("password", password.expose().to_owned()),
-        ],
-        // One server, two databases: a cache that is flushed leaves the queue alone.
+        ResourceKind::Database => {
+            let (name, password) = (postgres::name_of(part.service), part.password.expose());
+            vec![
+                ("url", format!("postgres://{name}:{password}@localhost:{port}/{name}")),
+                ("host", "localhost".into()),
+                ("port", port.to_string()),
+                ("name", name.clone()),
+                ("user", name),
+                ("password", password.to_owned()),
+            ]
+        }
         ResourceKind::Cache | ResourceKind::Queue => vec![
-            ("url", format!("redis://localhost:{port}/{}", u8::from(kind == ResourceKind::Queue))),
+            ("url", format!("redis://localhost:{port}/{}", part.number)),
             ("host", "localhost".into()),
             ("port", port.to_string()),
         ],

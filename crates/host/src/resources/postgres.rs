@@ -10,7 +10,12 @@ use crate::system::{
     installation::Installation,
     sandbox::DATA,
 };
-use envforge_api::{resource::ResourceKind, secret::Secret, states::Trouble};
+use envforge_api::{
+    names::{ServiceName, short_hash},
+    resource::ResourceKind,
+    secret::Secret,
+    states::Trouble,
+};
 use futures_util::future::LocalBoxFuture;
 use nix::{sys::signal::Signal, unistd::Pid};
 use rustix::fs::{Mode, OFlags};
@@ -31,6 +36,19 @@ use tokio::{io::AsyncWriteExt, process::Command};
 pub struct Postgres;
 
 const SUPERUSER: &str = "envforge";
+
+/// Name of a database and of the role that owns it: the workspace's, or one service's own. PostgreSQL cuts names after 63
+/// octets.
+#[must_use]
+pub(super) fn name_of(service: Option<&ServiceName>) -> String {
+    let Some(service) = service else { return "app".to_owned() };
+    // Names of services have no underscore: no two become the same.
+    let name = format!("app_{}", service.as_str().replace('-', "_"));
+    match name.len() {
+        0..=63 => name,
+        _ => format!("{}_{}", &name[..56], short_hash(service.as_str())),
+    }
+}
 
 /// Directories with server programs, newest version first.
 fn versions() -> Vec<PathBuf> {
@@ -320,9 +338,12 @@ impl Driver for Postgres {
         Box::pin(async {
             let hint = "`envforge logs WS database` has what PostgreSQL said";
             let doing = "prepare the database";
-            let wanted = context.fields.get("password").map(Secret::expose).unwrap_or_default();
-            // Written last, it says that everything before it was done, and for which password and extensions.
-            let mark = serde_json::json!({ "password": wanted, "extensions": context.extensions }).to_string();
+            // Written last, it says that everything before it was done, and for which passwords and extensions.
+            let parts = context.shares.iter().map(|share| {
+                let field = |name| share.fields.get(name).map(Secret::expose).unwrap_or_default();
+                serde_json::json!({ "name": field("name"), "password": field("password"), "extensions": share.extensions })
+            });
+            let mark = serde_json::Value::from_iter(parts).to_string();
             let mark_path = context.sandbox.dir.join("state").join("postgresql.prepared");
             if fs::read_to_string(&mark_path).is_ok_and(|known| known == mark) {
                 return Ok(());
@@ -346,29 +367,19 @@ impl Driver for Postgres {
                     door.connect(&first, "postgres").await.map_err(failed)?
                 }
             };
-            // Both passwords are of our own alphabet (a-z, 2-7): quoting them is safe, and DDL takes no parameters.
-            for statement in [
-                format!("ALTER ROLE app LOGIN PASSWORD '{wanted}'"),
-                format!("ALTER ROLE {SUPERUSER} PASSWORD '{own}'"),
-            ] {
-                sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.map_err(failed)?;
+            let statement = format!("ALTER ROLE {SUPERUSER} PASSWORD '{own}'");
+            run(&mut connection, statement).await.map_err(failed)?;
+            for share in &context.shares {
+                let field = |name| share.fields.get(name).map(Secret::expose).unwrap_or_default();
+                let name = field("name");
+                prepare_part(&mut connection, name, field("password")).await.map_err(failed)?;
+                if !share.extensions.is_empty() {
+                    let mut connection = door.connect(&own, name).await.map_err(failed)?;
+                    add_extensions(&mut connection, &share.extensions).await?;
+                    let _ = connection.close().await;
+                }
             }
             let _ = connection.close().await;
-            if !context.extensions.is_empty() {
-                let mut connection = door.connect(&own, "app").await.map_err(failed)?;
-                for extension in &context.extensions {
-                    let name = extension.replace('"', "");
-                    let statement = format!("CREATE EXTENSION IF NOT EXISTS \"{name}\"");
-                    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.map_err(|e| {
-                        trouble(
-                            &format!("add the extension {name}"),
-                            e,
-                            "remove it from `extensions`, or install its package on the host",
-                        )
-                    })?;
-                }
-                let _ = connection.close().await;
-            }
             files::write_durably(&mark_path, mark.as_bytes(), 0o600).map_err(|e| Trouble::new(e.to_string(), e.hint))
         })
     }
@@ -382,6 +393,37 @@ impl Driver for Postgres {
     fn watch(&self, context: &Context) -> Option<Box<dyn Watch>> {
         Some(Box::new(Sessions { context: context.clone(), connection: None }))
     }
+}
+
+/// DDL takes no parameters. What is put in is of our own alphabets: passwords of a-z and 2-7, names of a-z, 0-9 and _.
+async fn run(connection: &mut PgConnection, statement: String) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(connection).await.map(drop)
+}
+
+/// A database with the role that owns it, made where it is missing.
+async fn prepare_part(connection: &mut PgConnection, name: &str, password: &str) -> Result<(), sqlx::Error> {
+    let there = |sql: &'static str| sqlx::query(sql).bind(name);
+    if there("SELECT FROM pg_roles WHERE rolname = $1").fetch_optional(&mut *connection).await?.is_none() {
+        run(connection, format!("CREATE ROLE {name} LOGIN CREATEDB")).await?;
+    }
+    run(connection, format!("ALTER ROLE {name} LOGIN PASSWORD '{password}'")).await?;
+    if there("SELECT FROM pg_database WHERE datname = $1").fetch_optional(&mut *connection).await?.is_none() {
+        run(connection, format!("CREATE DATABASE {name} OWNER {name}")).await?;
+        // One service's own is no other role's.
+        run(connection, format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC")).await?;
+    }
+    Ok(())
+}
+
+async fn add_extensions(connection: &mut PgConnection, extensions: &[String]) -> Result<(), Trouble> {
+    for extension in extensions {
+        let name = extension.replace('"', "");
+        run(connection, format!("CREATE EXTENSION IF NOT EXISTS \"{name}\"")).await.map_err(|e| {
+            let hint = "remove it from `extensions`, or install its package on the host";
+            trouble(&format!("add the extension {name}"), e, hint)
+        })?;
+    }
+    Ok(())
 }
 
 /// Asks over one connection that stays open: a new one each time would cost more than all that an idle runtime does.

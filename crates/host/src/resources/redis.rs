@@ -59,6 +59,8 @@ impl Driver for Redis {
             ("--bind", "127.0.0.1 -::1"),
             ("--port", port.as_str()),
             ("--dir", dir.as_str()),
+            // Two for the workspace, and those that services have for themselves.
+            ("--databases", "1024"),
             ("--daemonize", "no"),
             ("--appendonly", "yes"),
             ("--appendfsync", "everysec"),

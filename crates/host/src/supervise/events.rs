@@ -20,6 +20,8 @@ pub(super) enum Event {
     ServerReady { server: &'static str, run: u64 },
     /// A resource server could not be made, started or prepared.
     ServerFailed { server: &'static str, run: u64, trouble: Trouble },
+    /// What services newly ask of a resource server that serves cannot be had.
+    ServerUnprepared { server: &'static str, run: u64, trouble: Trouble },
     /// A resource server's process is gone.
     ServerEnded { server: &'static str, run: u64 },
     /// A failed resource server may be tried again.

@@ -8,7 +8,7 @@ use super::{
     runtime::{Runtime, Shared},
 };
 use crate::{
-    resources::{Context, Driver, driver},
+    resources::{Context, Driver, Share, driver},
     system::{
         SystemError, boot,
         cgroup::Group,
@@ -34,7 +34,7 @@ use std::{
     rc::Rc,
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// How long a server may take until it answers; crash recovery of a large database takes its time.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -51,11 +51,14 @@ const LIVED: u64 = 30_000;
 pub(super) struct Server {
     /// The resources it backs.
     specs: Vec<ResourceSpec>,
-    context: Context,
+    /// Followed by whoever runs it: what services share of it may change while it serves.
+    context: watch::Sender<Context>,
     stated: Stated<ResourceState>,
     run: u64,
     wanted: bool,
     active: bool,
+    /// Whether it answers and was prepared once.
+    serves: bool,
     /// Since when it serves.
     ready: BootMillis,
     /// Pause before the next start; none before the first one after a long life.
@@ -86,20 +89,21 @@ pub(super) fn servers(spec: &RuntimeSpec, shared: &Shared, now: Timestamp) -> BT
         let Some(driver) = driver(resource.resource.kind) else { continue };
         let server = all.entry(driver.name()).or_insert_with(|| Server {
             specs: Vec::new(),
-            context: Context {
+            context: watch::Sender::new(Context {
                 sandbox: spec.sandbox.clone(),
                 templates: shared.templates.clone(),
-                fields: resource.fields.clone(),
-                extensions: Vec::new(),
-            },
+                shares: Vec::new(),
+            }),
             stated: Stated::plain(ResourceState::Waking, now),
             run: 0,
             wanted: true,
             active: false,
+            serves: false,
             ready: BootMillis(0),
             backoff: Duration::ZERO,
         });
-        server.context.extensions.extend(resource.resource.extensions.iter().cloned());
+        let share = Share { fields: resource.fields.clone(), extensions: resource.resource.extensions.clone() };
+        server.context.send_modify(|context| context.shares.push(share));
         server.specs.push(resource.clone());
     }
     all
@@ -152,11 +156,11 @@ impl Runtime {
             }
             server.active = true;
             server.run += 1;
-            let (run, context, shared) = (server.run, server.context.clone(), Rc::clone(&self.shared));
+            let (run, context, shared) = (server.run, server.context.subscribe(), Rc::clone(&self.shared));
             let name = *name;
             // Ends with the server's process; what happens on the way is told to the loop.
             tokio::task::spawn_local(async move {
-                if let Err(trouble) = run_server(name, run, &context, &shared).await {
+                if let Err(trouble) = run_server(name, run, context, &shared).await {
                     shared.tell(Event::ServerFailed { server: name, run, trouble });
                 }
             });
@@ -172,7 +176,20 @@ impl Runtime {
         self.spec.resources = resources;
         for (name, server) in servers(&self.spec, &self.shared, Timestamp::now()) {
             match self.servers.get_mut(name) {
-                Some(known) => known.specs = server.specs,
+                Some(known) => {
+                    known.specs = server.specs;
+                    let shares = server.context.borrow().shares.clone();
+                    // What could not be prepared is tried again.
+                    let again = known.serves && known.stated.state == ResourceState::Blocked;
+                    let changed = known.context.send_if_modified(|context| {
+                        let changed = context.shares != shares;
+                        context.shares = shares;
+                        changed || again
+                    });
+                    if changed && known.serves {
+                        known.state(ResourceState::Waking, None);
+                    }
+                }
                 None => drop(self.servers.insert(name, server)),
             }
         }
@@ -185,14 +202,23 @@ impl Runtime {
         if known.is_none()
             && let (Some(server), Some(driver)) = (self.servers.get("database"), driver_of("database"))
         {
-            *known = driver.watch(&server.context);
+            *known = driver.watch(&server.context.borrow());
         }
     }
 
     pub(super) fn server_ready(&mut self, name: &'static str, run: u64) {
         let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run) else { return };
         server.ready = boot::now();
+        server.serves = true;
         server.state(ResourceState::Ready, None);
+    }
+
+    /// It serves those that it served before; what was asked for anew cannot be had.
+    pub(super) fn server_unprepared(&mut self, name: &'static str, run: u64, trouble: Trouble) {
+        let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run) else { return };
+        let text = format!("{name}: {}", trouble.reason);
+        server.state(ResourceState::Blocked, Some(trouble));
+        self.note(LogLevel::Error, &text);
     }
 
     pub(super) fn server_failed(&mut self, name: &'static str, run: u64, trouble: Trouble) {
@@ -207,8 +233,7 @@ impl Runtime {
 
     pub(super) fn server_ended(&mut self, name: &'static str, run: u64) {
         let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run && s.active) else { return };
-        let was_ready = server.stated.state == ResourceState::Ready;
-        if was_ready {
+        if std::mem::take(&mut server.serves) {
             // It served: its recovery does the rest. One that ends again and again gets pauses between.
             let lived = boot::now().since(server.ready) >= LIVED;
             let pause = if lived { Duration::ZERO } else { server.backoff };
@@ -251,7 +276,7 @@ impl Runtime {
             // News of its end is no failure any more.
             server.run += 1;
         }
-        self.servers.iter().map(|(name, server)| (*name, server.context.clone())).collect()
+        self.servers.iter().map(|(name, server)| (*name, server.context.borrow().clone())).collect()
     }
 
     pub(super) fn servers_stopped(&mut self) {
@@ -268,19 +293,25 @@ pub(super) fn group_of(shared: &Shared, server: &str) -> Result<Group, Trouble> 
 }
 
 /// Makes, starts (or adopts) and prepares one server, then waits for its end.
-async fn run_server(name: &'static str, run: u64, context: &Context, shared: &Rc<Shared>) -> Result<(), Trouble> {
+async fn run_server(
+    name: &'static str,
+    run: u64,
+    mut contexts: watch::Receiver<Context>,
+    shared: &Rc<Shared>,
+) -> Result<(), Trouble> {
     let Some(driver) = driver_of(name) else { return Ok(()) };
     let program = driver.program()?;
     let group = group_of(shared, name)?;
+    let context = contexts.borrow_and_update().clone();
     let adopted = group.main_pid();
     let mut child = None;
     let pid = match adopted {
         Some(pid) => pid,
         None => {
-            driver.ensure(context).await?;
+            driver.ensure(&context).await?;
             let entry = Entry::new(&shared.sandbox, As::Resource, &group, DATA);
             let mut argv = vec![program.to_string_lossy().into_owned()];
-            argv.extend(driver.arguments(context));
+            argv.extend(driver.arguments(&context));
             let environment = base_environment(&shared.sandbox.accounts.resource);
             // Output goes to a file, not to a pipe: the server outlives this supervisor.
             let out = raw_output(shared, name).and_then(|out| Ok((out.try_clone()?, out)));
@@ -313,9 +344,16 @@ async fn run_server(name: &'static str, run: u64, context: &Context, shared: &Rc
         }
     };
     let ready = async {
-        wait_until_it_answers(driver.as_ref(), context).await?;
-        driver.prepare(context).await?;
+        wait_until_it_answers(driver.as_ref(), &context).await?;
+        driver.prepare(&context).await?;
         shared.tell(Event::ServerReady { server: name, run });
+        while contexts.changed().await.is_ok() {
+            let context = contexts.borrow_and_update().clone();
+            shared.tell(match driver.prepare(&context).await {
+                Ok(()) => Event::ServerReady { server: name, run },
+                Err(trouble) => Event::ServerUnprepared { server: name, run, trouble },
+            });
+        }
         std::future::pending::<Result<(), Trouble>>().await
     };
     let outcome = tokio::select! {

@@ -236,6 +236,7 @@ impl Runtime {
             Event::Due { name, run } => self.service_due(&name, run),
             Event::Lasted { name, run } => self.service_lasted(&name, run),
             Event::ServerReady { server, run } => self.server_ready(server, run),
+            Event::ServerUnprepared { server, run, trouble } => self.server_unprepared(server, run, trouble),
             Event::ServerFailed { server, run, trouble } => self.server_failed(server, run, trouble),
             Event::ServerEnded { server, run } => self.server_ended(server, run),
             Event::ServerDue { server, run } => self.server_due(server, run),

@@ -30,7 +30,10 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 const SHELL_SETUP_MS: u64 = 10 * 60_000;
 /// A process that lived so long had no bad start: its next restart begins with the first pause again.
 const LIVED: u64 = 30_000;
-/// A process without a health check that lived so long after a crash is no longer shown as crashed.
+/// A process without a health check that lived so long has started: what cannot start ends at once, and nothing tells
+/// of one that can.
+const STARTED: Duration = Duration::from_millis(200);
+/// The same for one that crashed before.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Failed checks in a row after which a healthy service is shown as unhealthy.
 const FAILURES: u32 = 3;
@@ -245,13 +248,14 @@ impl Runtime {
                     of_before.abort();
                 }
             }
-            None if service.stated.state == ServiceState::Crashed => {
-                after(&shared, SETTLED, Event::Lasted { name: name.clone(), run });
-            }
             None => {
-                service.was_healthy = true;
                 service.health = Health::None;
-                service.state(ServiceState::Healthy, None);
+                let crashed = service.stated.state == ServiceState::Crashed;
+                if !crashed {
+                    service.state(ServiceState::Starting, None);
+                }
+                let shown = if crashed { SETTLED } else { STARTED };
+                after(&shared, shown, Event::Lasted { name: name.clone(), run });
             }
         }
         if let Some(out) = child.stdout.take() {
@@ -469,5 +473,45 @@ async fn check_for_ever(
             shared.tell(Event::Checked { name: name.clone(), run, outcome });
         }
         said = Some(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn service(awaits_shell: bool) -> Service {
+        let spec = ProcessSpec {
+            name: "web".into(),
+            service: "web".into(),
+            worker: false,
+            digest: String::new(),
+            directory: "web".into(),
+            command: "true".into(),
+            environment: BTreeMap::new(),
+            health: None,
+            port: None,
+            requires: BTreeSet::new(),
+            setup: vec![],
+            awaits_shell,
+            blocked: None,
+        };
+        Service::new(spec, Timestamp::now())
+    }
+
+    #[test]
+    fn a_start_is_hopeless_after_its_time_and_waits_for_shell_set_up_only_so_long() {
+        let begun = BootMillis(1_000);
+        let at = |ms: u64| BootMillis(1_000 + ms);
+        let mut waits = service(true);
+        assert!(!waits.is_hopeless(at(SHELL_SETUP_MS - 1), begun, false));
+        assert!(waits.is_hopeless(at(SHELL_SETUP_MS), begun, false), "a step that hangs");
+        assert!(!waits.is_hopeless(at(SHELL_SETUP_MS), begun, true), "set up at last: it has its own time now");
+        assert!(!service(false).is_hopeless(at(SHELL_SETUP_MS), begun, false), "it waits for its database");
+        waits.first_start = Some(at(SHELL_SETUP_MS));
+        let period = waits.start_period();
+        assert!(!waits.is_hopeless(at(SHELL_SETUP_MS + period - 1), begun, true));
+        assert!(waits.is_hopeless(at(SHELL_SETUP_MS + period), begun, true));
     }
 }
