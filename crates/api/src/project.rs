@@ -2,6 +2,7 @@
 
 use crate::{
     names::{ServiceName, Slug},
+    problem::Problem,
     resource::{ResourceKind, ResourceMode, ResourceScope},
     states::words,
 };
@@ -61,6 +62,21 @@ pub struct ProjectSpec {
     /// Size and idle time of the runtime.
     #[serde(default)]
     pub runtime: RuntimeSetting,
+}
+
+impl ProjectSpec {
+    /// Whether there is such a service.
+    ///
+    /// # Errors
+    /// `invalid`, with those that there are.
+    pub fn has(&self, wanted: &ServiceName) -> Result<(), Problem> {
+        if self.services.iter().any(|service| service.name == *wanted) {
+            return Ok(());
+        }
+        let names = self.services.iter().map(|service| service.name.to_string()).collect();
+        let text = format!("project `{}` has no service `{wanted}`", self.project);
+        Err(Problem::invalid(text, "choose one of its services").with_candidates(names))
+    }
 }
 
 /// One service of a project: where its code is.

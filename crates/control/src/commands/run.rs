@@ -10,10 +10,10 @@ use crate::{
     app::App,
     audit, db, hosts,
     http::errors::{Failure, not_found},
-    workspaces::{self, store::Row},
+    workspaces,
 };
 use envforge_api::{
-    command::{CommandKind, CommandView, LeasedAct, RunSpec, RunTarget},
+    command::{CommandKind, CommandView, LeasedAct, RunTarget},
     host::DesiredShell,
     ids::WorkspaceId,
     problem::{Problem, ProblemKind},
@@ -45,7 +45,7 @@ pub(crate) async fn run(
             if row.desired.shell == DesiredShell::Absent {
                 return Err(Problem::new(ProblemKind::Conflict, "the workspace is being deleted", "").into());
             }
-            check_service(&request.spec, &row)?;
+            request.spec.service.as_ref().map_or(Ok(()), |wanted| row.spec.has(wanted))?;
             let new = NewCommand {
                 id: &request.id,
                 workspace: &row.id,
@@ -80,15 +80,4 @@ fn other() -> Failure {
         "make a new id for each run; the same id only for the same run",
     )
     .into()
-}
-
-fn check_service(spec: &RunSpec, row: &Row) -> Result<(), Failure> {
-    let Some(wanted) = &spec.service else { return Ok(()) };
-    if row.spec.services.iter().any(|service| service.name == *wanted) {
-        return Ok(());
-    }
-    let names = row.spec.services.iter().map(|service| service.name.to_string()).collect();
-    Err(Problem::invalid(format!("the project has no service `{wanted}`"), "choose one of its services")
-        .with_candidates(names)
-        .into())
 }

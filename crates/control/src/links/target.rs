@@ -36,14 +36,7 @@ pub(super) fn choose(
             )),
         };
     };
-    if !spec.services.iter().any(|known| known.name == *service) {
-        let names = spec.services.iter().map(|known| known.name.to_string()).collect();
-        return Err(Problem::invalid(
-            format!("project `{}` has no service `{service}`", spec.project),
-            "choose one of its services",
-        )
-        .with_candidates(names));
-    }
+    spec.has(service)?;
     let face = faces.iter().find(|face| face.service == *service);
     match (face, port) {
         (Some(face), Some(port)) if face.main.as_ref() == Some(port) => Ok((service.clone(), None)),

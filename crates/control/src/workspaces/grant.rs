@@ -37,14 +37,7 @@ pub(crate) async fn grant(
     if rights.contains(&Right::Dial) {
         return Err(Problem::invalid("`dial` is a right of gateways", "ask for other rights").into());
     }
-    if let Some(wanted) = &service
-        && !row.spec.services.iter().any(|service| service.name == *wanted)
-    {
-        let names = row.spec.services.iter().map(|service| service.name.to_string()).collect();
-        return Err(Problem::invalid(format!("the project has no service `{wanted}`"), "choose one of its services")
-            .with_candidates(names)
-            .into());
-    }
+    service.as_ref().map_or(Ok(()), |wanted| row.spec.has(wanted))?;
     let presences = hosts::store::presences(&app.pool, &row.organization).await?;
     let session = AttachId::generate();
     let expires_at = Timestamp::now() + jiff::SignedDuration::from_secs(LIFETIME_SECONDS);

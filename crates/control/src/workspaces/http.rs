@@ -190,18 +190,7 @@ pub(crate) async fn services(
     if request.services.is_empty() {
         return Err(Problem::invalid("no service is named", "name at least one").into());
     }
-    for wanted in &request.services {
-        let known = row.spec.services.iter().any(|service| service.name == *wanted);
-        if !known {
-            let names = row.spec.services.iter().map(|service| service.name.to_string()).collect();
-            return Err(Problem::invalid(
-                format!("project `{}` has no service `{wanted}`", row.project),
-                "choose one of its services",
-            )
-            .with_candidates(names)
-            .into());
-        }
-    }
+    request.services.iter().try_for_each(|wanted| row.spec.has(wanted))?;
     let request = Request::Services { verb: request.verb, names: request.services.into_iter().collect() };
     let command = act::act(&app, &row.id, request, allowed.name()).await?;
     Ok(Json(Commanded { command }))

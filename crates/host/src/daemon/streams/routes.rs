@@ -187,6 +187,7 @@ async fn show_env(
     if reveal && !guard.covers(&service) {
         return Err(unknown().into());
     }
+    workspace.intent.borrow().spec.has(&service)?;
     if reveal {
         tracing::info!(workspace = %workspace.id, %service, holder = guard.holder(), "an environment was revealed");
     }

@@ -146,7 +146,8 @@ async fn a_revealed_environment_needs_the_right_for_that_very_service() {
     );
     assert_eq!(get(&host.inside(), &revealed).await.expect("allowed"), "s3cret");
     let other = host.inside().get::<ServiceEnv>(&masked.replace("env?service=web", "env?service=no")).await;
-    assert_eq!(other.expect_err("missing").kind, ProblemKind::NotFound);
+    let other = other.expect_err("missing");
+    assert_eq!((other.kind, other.candidates), (ProblemKind::Invalid, vec!["web".to_owned()]));
 }
 
 #[tokio::test]
