@@ -5,6 +5,7 @@
 
 use envforge_api::{client::Endpoint, problem::Problem, secret::Secret};
 use envforge_cli::{Command, programs};
+use envforge_gateway::Security;
 use std::{
     io::{IsTerminal, Write},
     os::fd::AsFd,
@@ -112,9 +113,7 @@ fn gateway(args: &programs::GatewayArgs) -> ExitCode {
         };
         let hint = "choose another address with --listen";
         let listener = listener.map_err(|e| Problem::unavailable(format!("cannot listen for visitors: {e}"), hint))?;
-        let files = args.tls_certificate.clone().zip(args.tls_key.clone());
-        let tls = files.map(|(certificate, key)| envforge_gateway::tls::Files { certificate, key });
-        Ok(envforge_gateway::Options { server, token, listener, tls, inside: args.inside.clone() })
+        Ok(envforge_gateway::Options { server, token, listener, security: security(args), inside: args.inside.clone() })
     };
     match options() {
         // Visitors have threads of their own.
@@ -123,6 +122,19 @@ fn gateway(args: &programs::GatewayArgs) -> ExitCode {
             one_thread(envforge_gateway::main(options, say))
         }
         Err(problem) => failed(&problem),
+    }
+}
+
+fn security(args: &programs::GatewayArgs) -> Security {
+    let acme = args.acme_directory.clone().zip(args.acme_hook.clone()).zip(args.acme_dir.clone());
+    let files = args.tls_certificate.clone().zip(args.tls_key.clone());
+    match (acme, files) {
+        (Some(((directory, hook), dir)), _) => {
+            let (contact, root) = (args.acme_contact.clone(), args.acme_root.clone());
+            Security::Acme(envforge_gateway::acme::Settings { directory, hook, dir, contact, root })
+        }
+        (None, Some((certificate, key))) => Security::Files(envforge_gateway::tls::Files { certificate, key }),
+        (None, None) => Security::Plain,
     }
 }
 

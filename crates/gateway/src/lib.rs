@@ -4,6 +4,7 @@
 //! It holds public keys and a token of its own, no private key and no database. What it knows comes from the control
 //! plane's feed; what it carries goes through sockets that hosts hand over.
 
+pub mod acme;
 mod activity;
 mod asking;
 mod body;
@@ -42,10 +43,21 @@ pub struct Options {
     pub token: Secret,
     /// Where visitors come.
     pub listener: TcpListener,
-    /// Absent: plain HTTP, for the loopback or behind something that ends TLS.
-    pub tls: Option<tls::Files>,
+    /// How they are served.
+    pub security: Security,
     /// Where the host daemon of this machine hands over connections from inside workspaces.
     pub inside: Option<PathBuf>,
+}
+
+/// What lies between visitors and the gateway.
+#[derive(Debug)]
+pub enum Security {
+    /// Plain HTTP: for the loopback, or behind something that ends TLS.
+    Plain,
+    /// TLS with a certificate that someone else puts there.
+    Files(tls::Files),
+    /// TLS with a certificate that the gateway gets.
+    Acme(acme::Settings),
 }
 
 /// `envforge gateway`: runs until SIGTERM, then finishes what was begun. Says `ready` through `say` once it knows what
@@ -81,7 +93,11 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
         Problem::unavailable(format!("cannot {what}: {error}"), "is something listening on that address already?")
     };
     let listener = options.listener;
-    let tls = options.tls.map(tls::Tls::open).transpose()?.map(Arc::new);
+    let (given, acme) = match options.security {
+        Security::Plain => (None, None),
+        Security::Files(files) => (Some(tls::Tls::open(files)?), None),
+        Security::Acme(settings) => (None, Some(settings)),
+    };
     listener.set_nonblocking(true).map_err(|e| broken("listen for visitors", &e))?;
     let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(term), Ok(int)) => (term, int),
@@ -90,24 +106,34 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
     let gateway = Arc::new(Gateway::new(Control::new(options.server, options.token)));
     // Visitors first, what they need last.
     let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
-    let followed = {
-        let (gateway, stop, closing) = (Arc::clone(&gateway), stop.clone(), closing.clone());
-        let served_with = tls.clone();
-        let cores = move |gateway: &Arc<Gateway>| serve_all(gateway, &listener, served_with.as_ref(), &closing);
-        let (heard, known) = tokio::sync::oneshot::channel();
-        let of_feed = Arc::clone(&gateway);
+    let (heard, known) = tokio::sync::oneshot::channel();
+    {
+        let (gateway, stop) = (Arc::clone(&gateway), stop.clone());
         tokio::spawn(async move {
             let told = |_: &known::Known| {
                 // Nobody waits for it only when the gateway is being stopped.
                 let _ = heard.send(());
             };
-            of_feed.knowledge.follow(&of_feed.control, &of_feed.sessions, &stop, told).await;
+            gateway.knowledge.follow(&gateway.control, &gateway.sessions, &stop, told).await;
         });
-        async move {
-            // Before that nobody can be verified.
-            let _ = known.await;
-            cores(&gateway)
-        }
+    }
+    let base = || {
+        let known = gateway.knowledge.now();
+        known.base.split_once(':').map_or(&*known.base, |(host, _)| host).to_owned()
+    };
+    let begun = async {
+        // Before that nobody can be verified.
+        let _ = known.await;
+        let tls = match &acme {
+            Some(settings) => {
+                acme::first(settings, &base()).await;
+                Some(tls::Tls::open(settings.files())?)
+            }
+            None => given,
+        };
+        let tls = tls.map(Arc::new);
+        let serving = serve_all(&gateway, &listener, tls.as_ref(), &closing);
+        Ok::<_, Problem>((serving.map_err(|e| broken("start its threads", &e))?, tls))
     };
     let telling = {
         let (gateway, stop) = (Arc::clone(&gateway), stop.clone());
@@ -115,8 +141,8 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
             activity::tell(&gateway.control, &gateway.knowledge, &gateway.sessions, &stop).await;
         })
     };
-    let serving = tokio::select! {
-        serving = followed => serving.map_err(|e| broken("start its threads", &e))?,
+    let (serving, tls) = tokio::select! {
+        begun = begun => begun?,
         _ = term.recv() => return Ok(()),
         _ = int.recv() => return Ok(()),
     };
@@ -133,10 +159,17 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
             None => std::future::pending().await,
         }
     };
+    let kept = async {
+        match &acme {
+            Some(settings) => acme::keep(settings, &base()).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
         () = renewed => {}
+        () = kept => {}
     }
     closing.cancel();
     // Each drains within its own deadline.

@@ -77,6 +77,22 @@ pub struct GatewayArgs {
     /// Its private key as PEM.
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     pub tls_key: Option<PathBuf>,
+    /// Get the certificate by ACME: the server's directory, such as https://acme-v02.api.letsencrypt.org/directory. Using it
+    /// means agreeing to its terms of service.
+    #[arg(long, value_name = "URL", requires_all = ["acme_hook", "acme_dir"], conflicts_with = "tls_certificate")]
+    pub acme_directory: Option<String>,
+    /// Program that makes DNS records: called as `PROGRAM present NAME VALUE` and `PROGRAM cleanup NAME VALUE`.
+    #[arg(long, value_name = "PROGRAM", requires = "acme_directory")]
+    pub acme_hook: Option<PathBuf>,
+    /// Where the ACME account, the certificate and its key are kept.
+    #[arg(long, value_name = "DIR", requires = "acme_directory")]
+    pub acme_dir: Option<PathBuf>,
+    /// Whom the ACME server may write to, such as mailto:ops@example.com.
+    #[arg(long, value_name = "URL", requires = "acme_directory")]
+    pub acme_contact: Option<String>,
+    /// PEM of the authority of the ACME server's own certificate, where that is not a public one.
+    #[arg(long, value_name = "FILE", requires = "acme_directory")]
+    pub acme_root: Option<PathBuf>,
     /// Unix socket on which the host daemon of this machine hands over connections from inside workspaces.
     #[arg(long, value_name = "PATH")]
     pub inside: Option<PathBuf>,

@@ -21,6 +21,7 @@ use envforge_api::{
     time::Timestamp,
     tunnel::NotOpened,
 };
+use envforge_gateway::Security;
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -72,12 +73,12 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// One that leads to `service`.
     pub(crate) async fn start(service: SocketAddr) -> Self {
-        Self::start_with(service, None).await
+        Self::start_with(service, Security::Plain).await
     }
 
-    /// The same with TLS for its visitors.
-    pub(crate) async fn start_with(service: SocketAddr, tls: Option<envforge_gateway::tls::Files>) -> Self {
-        let scheme = if tls.is_some() { "https" } else { "http" };
+    /// The same with something else between it and its visitors.
+    pub(crate) async fn start_with(service: SocketAddr, security: Security) -> Self {
+        let scheme = if matches!(security, Security::Plain) { "http" } else { "https" };
         let dir = tempfile::tempdir().expect("a directory");
         let dial = dir.path().join("dial.sock");
         let host = UnixListener::bind(&dial).expect("a socket");
@@ -115,7 +116,7 @@ impl Gateway {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
         let options =
-            envforge_gateway::Options { server, token: Secret::new("token".into()), listener, tls, inside: None };
+            envforge_gateway::Options { server, token: Secret::new("token".into()), listener, security, inside: None };
         let (say, mut said) = watch::channel(false);
         tokio::spawn(envforge_gateway::main(options, move |_| {
             say.send_replace(true);

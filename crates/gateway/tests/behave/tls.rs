@@ -1,7 +1,7 @@
 //! Visitors by TLS: HTTP/2 by agreement, the cookie with its prefix, sockets, and a certificate that is renewed.
 
 use crate::support::{Gateway, mirror, service};
-use envforge_gateway::tls::Files;
+use envforge_gateway::{Security, tls::Files};
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::{fs, path::Path, sync::Arc, time::Duration};
 use tokio::{
@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-const NAME: &str = "web--w--local.dev.localhost";
+pub(crate) const NAME: &str = "web--w--local.dev.localhost";
 
 /// A certificate for the dev hosts, written where the gateway looks; what a visitor trusts.
 fn certificate(dir: &Path) -> (Files, CertificateDer<'static>) {
@@ -25,7 +25,7 @@ fn certificate(dir: &Path) -> (Files, CertificateDer<'static>) {
     (files, made.cert.der().clone())
 }
 
-async fn visit(
+pub(crate) async fn visit(
     gateway: &Gateway,
     trusted: &CertificateDer<'static>,
     protocols: &[&str],
@@ -40,7 +40,7 @@ async fn visit(
     TlsConnector::from(Arc::new(config)).connect(name, gateway.connect().await).await.ok()
 }
 
-async fn first_line(stream: &mut TlsStream<TcpStream>, request: &str) -> String {
+pub(crate) async fn first_line(stream: &mut TlsStream<TcpStream>, request: &str) -> String {
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut line = Vec::new();
     while !line.ends_with(b"\r\n") {
@@ -53,7 +53,7 @@ async fn first_line(stream: &mut TlsStream<TcpStream>, request: &str) -> String 
 async fn visitors_agree_on_http_2_and_only_the_prefixed_cookie_is_a_visit() {
     let dir = tempfile::tempdir().expect("a directory");
     let (files, trusted) = certificate(dir.path());
-    let gateway = Gateway::start_with(mirror().await, Some(files)).await;
+    let gateway = Gateway::start_with(mirror().await, Security::Files(files)).await;
     let token = gateway.signed(&gateway.visit());
     let request = |cookie: &str| format!("GET / HTTP/1.1\r\nhost: {NAME}\r\ncookie: {cookie}={token}\r\n\r\n");
     for (cookie, status) in [("__Host-envforge", "200"), ("envforge", "404")] {
@@ -84,7 +84,7 @@ async fn sockets_are_carried_by_tls_too() {
     .await;
     let dir = tempfile::tempdir().expect("a directory");
     let (files, trusted) = certificate(dir.path());
-    let gateway = Gateway::start_with(echo, Some(files)).await;
+    let gateway = Gateway::start_with(echo, Security::Files(files)).await;
     let mut stream = visit(&gateway, &trusted, &[]).await.expect("agreed");
     let request = format!(
         "GET /ws HTTP/1.1\r\nhost: {NAME}\r\norigin: https://{NAME}\r\ncookie: __Host-envforge={}\r\n\
@@ -108,7 +108,7 @@ async fn sockets_are_carried_by_tls_too() {
 async fn a_renewed_certificate_is_taken_without_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
     let (files, first) = certificate(dir.path());
-    let gateway = Gateway::start_with(mirror().await, Some(files)).await;
+    let gateway = Gateway::start_with(mirror().await, Security::Files(files)).await;
     assert!(visit(&gateway, &first, &[]).await.is_some());
     let (_, second) = certificate(dir.path());
     let taken = async {
