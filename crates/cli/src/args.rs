@@ -84,6 +84,9 @@ pub enum Command {
     Audit(AuditArgs),
     /// Who you are for the control plane.
     Whoami,
+    /// The keys that sign links, visits and capabilities.
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Print completions for a shell.
     Completions(CompletionsArgs),
     /// Anything else: a habit from another tool, or a mistake.
@@ -371,6 +374,13 @@ pub struct AuditArgs {
     /// At most so many entries.
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub limit: u32,
+}
+
+/// `envforge keys …`.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Sign with a new key from soon on; what the old ones signed holds until it expires.
+    Rotate,
 }
 
 /// `envforge completions`.

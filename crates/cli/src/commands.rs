@@ -18,7 +18,7 @@ mod why;
 mod workspace;
 
 use crate::{
-    args::{Cli, Command, habits},
+    args::{Cli, Command, KeysCommand, habits},
     context::Context,
     output::Output,
 };
@@ -57,6 +57,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Local(command) => local::run(context, command).await,
         Command::Audit(args) => identity::audit(context, args).await,
         Command::Whoami => identity::whoami(context).await,
+        Command::Keys(KeysCommand::Rotate) => identity::rotate_keys(context).await,
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "envforge", &mut script);

@@ -178,6 +178,7 @@ mod tests {
             "audit --limit 3",
             "whoami",
             "completions bash",
+            "keys rotate",
         ] {
             let read = cli(text);
             assert!(read.is_ok(), "{text}: {}", read.expect_err("refused"));

@@ -82,6 +82,10 @@ fn a_link_leads_to_the_application_which_sees_neither_cookie_nor_link_and_until_
     let by_header = visitor::get(&format!("{origin}/echo"), &[("x-envforge-link", token(&shared))]);
     assert!(by_header.status == 200 && !by_header.body.contains("x-envforge-link"), "{by_header:?}");
 
+    // Keys may be changed at any time: what an older one signed holds.
+    assert_eq!(local.json(&["keys", "rotate"])["keys"].as_array().map(Vec::len), Some(2));
+    assert_eq!(visit("/").status, 200);
+
     // It can be opened again, each time by a code that leads in once and on its own host alone.
     let again = visitor::get(url(&shared), &[]);
     let way = again.header("location").expect("a way").to_owned();

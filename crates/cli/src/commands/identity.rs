@@ -1,9 +1,13 @@
-//! `whoami` and `audit`.
+//! `whoami`, `keys rotate` and `audit`.
 
-use crate::{args::AuditArgs, context::Context, output::tables};
+use crate::{
+    args::AuditArgs,
+    context::Context,
+    output::{tables, times},
+};
 use envforge_api::{
     problem::Problem,
-    public::{AuditList, Whoami},
+    public::{AuditList, KeyRotated, Whoami},
 };
 use std::process::ExitCode;
 
@@ -13,6 +17,15 @@ pub(super) async fn whoami(context: &Context) -> Result<ExitCode, Problem> {
         let role = who.role.map_or_else(String::new, |role| format!(", {role}"));
         let workspace = who.workspace.as_ref().map_or_else(String::new, |ws| format!(", as workspace {ws}"));
         format!("{} in {}{role}{workspace}", who.name, who.organization)
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn rotate_keys(context: &Context) -> Result<ExitCode, Problem> {
+    let rotated: KeyRotated = context.client().await?.post("/v1/keys/rotate", &serde_json::json!({})).await?;
+    context.out.data(&rotated, || {
+        let (from, end) = (times::point(rotated.signs_from), times::point(rotated.others_end_at));
+        format!("key {} signs from {from} on; all that others signed has expired by {end}", rotated.id)
     });
     Ok(ExitCode::SUCCESS)
 }
