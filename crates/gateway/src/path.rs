@@ -24,53 +24,68 @@ impl<'a> Sent<'a> {
         Self(path)
     }
 
-    /// Octets with percent-encoding undone once; `None` where it is broken.
-    fn decoded(self) -> Option<Cow<'a, [u8]>> {
+    /// Octets with percent-encoding undone once, and whether there was nothing else behind a `%`; what was stays as it is.
+    fn decoded(self) -> (Cow<'a, [u8]>, bool) {
         let raw = self.0.as_bytes();
         if !raw.contains(&b'%') {
-            return Some(Cow::Borrowed(raw));
+            return (Cow::Borrowed(raw), true);
         }
         let mut octets = Vec::with_capacity(raw.len());
-        let mut rest = raw.iter().copied();
-        while let Some(octet) = rest.next() {
-            if octet == b'%' {
-                let digit = |d: Option<u8>| char::from(d?).to_digit(16);
-                let (high, low) = (digit(rest.next())?, digit(rest.next())?);
-                octets.push(u8::try_from(high * 16 + low).ok()?);
-            } else {
-                octets.push(octet);
+        let (mut rest, mut sound) = (raw, true);
+        while let Some((octet, after)) = rest.split_first() {
+            rest = after;
+            if *octet == b'%' {
+                if let Some(meant) = escaped(after) {
+                    octets.push(meant);
+                    rest = &after[2..];
+                    continue;
+                }
+                sound = false;
             }
+            octets.push(*octet);
         }
-        Some(Cow::Owned(octets))
+        (Cow::Owned(octets), sound)
     }
 
     /// Whether it belongs to the gateway, in whatever spelling.
     pub(crate) fn is_reserved(self) -> bool {
         let reserved = RESERVED_PATH.trim_matches('/').as_bytes();
-        let Some(octets) = self.decoded() else { return false };
-        let mut segments = segments(&octets).filter(|segment| !segment.is_empty() && *segment != b".");
+        let (octets, _) = self.decoded();
+        let mut segments = segments(&octets).map(bare).filter(|segment| !segment.is_empty() && *segment != b".");
         segments.next().is_some_and(|first| first.eq_ignore_ascii_case(reserved))
     }
 
-    /// Whether everyone reads it the same way.
-    fn plain(self) -> Result<Cow<'a, [u8]>, Ambiguous> {
-        let octets = self.decoded().ok_or(Ambiguous)?;
+    /// Octets that everyone reads the same way.
+    pub(crate) fn plain(self) -> Result<Cow<'a, [u8]>, Ambiguous> {
+        let (octets, sound) = self.decoded();
         let slashes = |octets: &[u8]| octets.iter().filter(|octet| **octet == b'/').count();
         let hidden = slashes(&octets) != slashes(self.0.as_bytes());
-        let odd = octets.iter().any(|octet| *octet == b'\\' || *octet < b' ' || *octet == 0x7f);
+        // Some undo the encoding twice.
+        let twice = octets.iter().enumerate().any(|(at, octet)| *octet == b'%' && escaped(&octets[at + 1..]).is_some());
+        let odd = octets.iter().any(|octet| *octet == b'\\' || octet.is_ascii_control());
         let count = segments(&octets).count();
+        // Some drop parameters before they look for what is doubled: `/;x/api`.
         let dots_or_empty = segments(&octets)
+            .map(bare)
             .enumerate()
-            .any(|(at, part)| matches!(bare(part), b"." | b"..") || (part.is_empty() && at + 1 < count));
-        if hidden || odd || dots_or_empty || !octets.starts_with(b"/") { Err(Ambiguous) } else { Ok(octets) }
+            .any(|(at, part)| matches!(part, b"." | b"..") || (part.is_empty() && at + 1 < count));
+        let many = !sound || hidden || twice || odd || dots_or_empty || !octets.starts_with(b"/");
+        if many { Err(Ambiguous) } else { Ok(octets) }
     }
 
-    /// The family by the longest declared prefix, else `web`; of several readings, `None`.
+    /// The family by the longest declared prefix, else `web`; of several readings, none.
+    ///
+    /// Some services do not tell `/API` from `/api`. Where both are declared, the one that is spelt like the path counts,
+    /// and where neither is, they have to agree. Of two services that declare the same, the later one counts.
     pub(crate) fn family(self, declared: &[&[(String, Family)]]) -> Result<Family, Ambiguous> {
         let octets = self.plain()?;
-        let all = declared.iter().flat_map(|some| some.iter());
-        let longest = all.filter(|(prefix, _)| has_prefix(&octets, prefix, Case::Ignored)).max_by_key(|(p, _)| p.len());
-        Ok(longest.map_or(Family::Web, |(_, family)| *family))
+        let fitting = || {
+            let all = declared.iter().flat_map(|some| some.iter());
+            all.filter_map(|(prefix, family)| Some((fit(&octets, prefix)?, prefix, *family)))
+        };
+        let Some((best, prefix, family)) = fitting().max_by_key(|(fit, ..)| *fit) else { return Ok(Family::Web) };
+        let disputed = fitting().any(|(fit, other, says)| fit == best && other != prefix && says != family);
+        if disputed { Err(Ambiguous) } else { Ok(family) }
     }
 
     /// What the path leads to, and the families that were declared for it.
@@ -78,8 +93,8 @@ impl<'a> Sent<'a> {
         if route.bindings.is_empty() {
             return &route.target;
         }
-        let octets = self.decoded().unwrap_or(Cow::Borrowed(self.0.as_bytes()));
-        let bound = route.bindings.iter().find(|binding| has_prefix(&octets, &binding.path, Case::Kept));
+        let (octets, _) = self.decoded();
+        let bound = route.bindings.iter().find(|binding| has_prefix(&octets, &binding.path));
         bound.map_or(&route.target, |binding| &binding.target)
     }
 }
@@ -94,23 +109,30 @@ fn bare(segment: &[u8]) -> &[u8] {
     segment.split(|octet| *octet == b';').next().unwrap_or_default()
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Case {
-    /// Some services do not tell `/API` from `/api`.
-    Ignored,
-    Kept,
+/// The segments of a prefix that was declared.
+fn wanted(prefix: &str) -> impl Iterator<Item = &[u8]> {
+    segments(prefix.as_bytes()).filter(|segment| !segment.is_empty())
 }
 
-/// Whether `prefix` is one on whole segments.
-fn has_prefix(octets: &[u8], prefix: &str, case: Case) -> bool {
+/// Whether `prefix` is one on whole segments, octet for octet.
+fn has_prefix(octets: &[u8], prefix: &str) -> bool {
     let mut given = segments(octets);
-    let wanted = segments(prefix.as_bytes()).filter(|segment| !segment.is_empty());
-    wanted.into_iter().all(|wanted| {
-        given.next().is_some_and(|given| match case {
-            Case::Ignored => bare(given).eq_ignore_ascii_case(wanted),
-            Case::Kept => given == wanted,
-        })
+    wanted(prefix).all(|wanted| given.next() == Some(wanted))
+}
+
+/// How many segments of `prefix` begin the path, and whether they are spelt alike; `None` where not all do.
+fn fit(octets: &[u8], prefix: &str) -> Option<(usize, bool)> {
+    let mut given = segments(octets).map(bare);
+    wanted(prefix).map(bare).try_fold((0, true), |(count, alike), wanted| {
+        let given = given.next()?;
+        given.eq_ignore_ascii_case(wanted).then_some((count + 1, alike && given == wanted))
     })
+}
+
+/// What the two digits behind a `%` mean.
+fn escaped(after: &[u8]) -> Option<u8> {
+    let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
+    u8::try_from(digit(0)? * 16 + digit(1)?).ok()
 }
 
 #[cfg(test)]
@@ -143,6 +165,17 @@ mod tests {
     }
 
     #[test]
+    fn of_prefixes_that_differ_in_case_the_one_spelt_like_the_path_counts() {
+        let declared = [("/api".to_owned(), Family::Api), ("/API".to_owned(), Family::Web)];
+        let family = |path| Sent::new(path).family(&[&declared]);
+        assert_eq!(family("/api/x"), Ok(Family::Api));
+        assert_eq!(family("/API/x"), Ok(Family::Web));
+        assert_eq!(family("/Api/x"), Err(Ambiguous));
+        let parameters = [("/a;b".to_owned(), Family::Api)];
+        assert_eq!(Sent::new("/a;b/x").family(&[&parameters]), Ok(Family::Api));
+    }
+
+    #[test]
     fn another_spelling_is_the_same_or_refused() {
         for path in ["/%61pi", "/API/x", "/Api", "/api;v=1/x", "/%61%70%69/x"] {
             assert_eq!(family(path), Ok(Family::Api), "{path}");
@@ -161,6 +194,9 @@ mod tests {
             "/%zz",
             "/%",
             "/a%00b",
+            "/%2561pi",
+            "/x%252fapi",
+            "/;x/api",
             "*",
             "",
         ] {
@@ -170,9 +206,16 @@ mod tests {
 
     #[test]
     fn the_gateways_own_paths_are_its_own_in_every_spelling() {
-        for path in
-            ["/.envforge", "/.envforge/enter", "/%2eenvforge/x", "//.envforge/", "/.ENVFORGE/", "/./.envforge/x"]
-        {
+        for path in [
+            "/.envforge",
+            "/.envforge/enter",
+            "/%2eenvforge/x",
+            "//.envforge/",
+            "/.ENVFORGE/",
+            "/./.envforge/x",
+            "/.envforge/%zz",
+            "/;x/.envforge;y",
+        ] {
             assert!(Sent::new(path).is_reserved(), "{path}");
         }
         for path in ["/", "/x/.envforge", "/.envforgery", "/envforge"] {
