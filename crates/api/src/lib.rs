@@ -21,6 +21,8 @@ pub mod link;
 pub mod names;
 pub mod problem;
 pub mod project;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 pub mod public;
 pub mod resource;
 pub mod role;

@@ -18,6 +18,9 @@ mod limits;
 mod own;
 mod pages;
 mod path;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod properties;
 mod routes;
 mod serve;
 mod sessions;
