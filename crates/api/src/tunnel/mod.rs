@@ -7,8 +7,15 @@
 //! Rules kept here:
 //! * each stream has a window of its own and the connection's is larger than all of them together, so that one whose
 //!   reader is slow holds back its own sender and nobody else;
-//! * a peer that is gone is noticed by pings, on both sides, within half a minute;
+//! * a stream that either side gives up is over at once on both, however much of it is held back;
+//! * a peer that is gone is noticed on both sides within half a minute, from the first octet on;
+//! * when the tunnel ends, nothing of it stays;
 //! * the host decides about every stream by the capability in it: a gateway cannot open what it has no token for.
+
+mod alive;
+mod gateway;
+mod host;
+mod pipe;
 
 use crate::{
     ids::{HostId, WorkspaceId},
@@ -17,19 +24,12 @@ use crate::{
     states::words,
     time::Timestamp,
 };
-use http_body_util::Empty;
-use hyper::{
-    Method, Request, Response, StatusCode,
-    body::{Bytes, Incoming},
-    client::conn::http2::SendRequest,
-    header::HeaderValue,
-    service::service_fn,
-    upgrade::Upgraded,
-};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
-use std::{convert::Infallible, time::Duration};
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+use std::time::Duration;
+
+pub use gateway::Tunnel;
+pub use host::serve;
+pub use pipe::Pipe;
 
 /// Where a gateway takes tunnels, on its base host.
 pub const PATH: &str = "/.envforge/tunnel";
@@ -46,8 +46,26 @@ const STREAM_WINDOW: u32 = 512 << 10;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Streams open at once.
 const MAX_STREAMS: u32 = 2048;
-const PING_EVERY: Duration = Duration::from_secs(15);
-const PING_PATIENCE: Duration = Duration::from_secs(10);
+/// Octets of a stream that wait to be sent.
+const SEND_BUFFER: usize = 128 << 10;
+/// Longest headers of a stream, in octets.
+const HEADERS: u32 = 16 << 10;
+/// A side that hears nothing for so long asks whether the other one is there. Twice this and the patience are half a
+/// minute.
+const QUIET: Duration = Duration::from_secs(10);
+/// How long the other side may take to say something.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a tunnel did not begin, or broke.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The other side does not keep to the protocol, or the connection broke.
+    #[error("the other side does not speak the tunnel's protocol, or broke off: {0}")]
+    Protocol(#[from] h2::Error),
+    /// Nothing was heard for half a minute.
+    #[error("the other side does not answer")]
+    Silent,
+}
 
 /// What lets a host's tunnel in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -100,130 +118,10 @@ words!(
     }
 );
 
-/// One stream, as octets.
-pub type Pipe = TokioIo<Upgraded>;
-
-/// The gateway's end of a tunnel. Clones share it.
-#[derive(Debug, Clone)]
-pub struct Tunnel {
-    sender: SendRequest<Empty<Bytes>>,
-}
-
-impl Tunnel {
-    /// Begins on a connection that was upgraded. The returned future drives it and ends with it; a tunnel whose driver
-    /// is dropped is closed.
-    ///
-    /// # Errors
-    /// When the host does not speak the protocol.
-    pub async fn begin<I>(connection: I) -> Result<(Self, impl Future<Output = ()>), hyper::Error>
-    where
-        I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-    {
-        let (sender, driver) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .initial_max_send_streams(MAX_STREAMS as usize)
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_PATIENCE)
-            .keep_alive_while_idle(true)
-            .handshake(connection)
-            .await?;
-        // Its failure is the tunnel's end, which the host mends by dialling again.
-        Ok((Self { sender }, async move { drop(driver.await) }))
-    }
-
-    /// Whether it has ended.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.sender.is_closed()
-    }
-
-    /// Opens a stream.
-    ///
-    /// # Errors
-    /// The host's reason, or [`NotOpened::Away`].
-    pub async fn open(&self, what: &Open) -> Result<Pipe, NotOpened> {
-        let mut sender = self.sender.clone();
-        let what = serde_json::to_vec(what).ok().and_then(|json| HeaderValue::from_bytes(&json).ok());
-        let request = Request::builder().method(Method::CONNECT).uri("host:1").header(
-            OPEN_HEADER,
-            what.map(|mut value| {
-                value.set_sensitive(true);
-                value
-            })
-            .ok_or(NotOpened::Unknown)?,
-        );
-        let request = request.body(Empty::new()).map_err(|_| NotOpened::Unknown)?;
-        sender.ready().await.map_err(|_| NotOpened::Away)?;
-        let answer = sender.send_request(request).await.map_err(|_| NotOpened::Away)?;
-        if answer.status() != StatusCode::OK {
-            let why = answer.headers().get(WHY_HEADER).and_then(|why| why.to_str().ok()?.parse().ok());
-            return Err(why.unwrap_or(NotOpened::Unknown));
-        }
-        hyper::upgrade::on(answer).await.map(TokioIo::new).map_err(|_| NotOpened::Away)
-    }
-}
-
-/// The host's end: serves a connection that was upgraded until it ends. `opened` connects what a stream is for.
-///
-/// # Errors
-/// When the connection breaks.
-pub async fn serve<I, S, F>(
-    connection: I,
-    opened: impl Fn(Open) -> F + Clone + Send + 'static,
-) -> Result<(), hyper::Error>
-where
-    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Future<Output = Result<S, NotOpened>> + Send + 'static,
-{
-    let service = service_fn(move |request| answer(request, opened.clone()));
-    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_PATIENCE)
-        .serve_connection(connection, service)
-        .await
-}
-
-async fn answer<S, F>(
-    request: Request<Incoming>,
-    opened: impl Fn(Open) -> F,
-) -> Result<Response<Empty<Bytes>>, Infallible>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Future<Output = Result<S, NotOpened>>,
-{
-    let what = request.headers().get(OPEN_HEADER).and_then(|json| serde_json::from_slice(json.as_bytes()).ok());
-    let outcome = match what {
-        Some(what) if request.method() == Method::CONNECT => opened(what).await,
-        Some(_) | None => Err(NotOpened::Unknown),
-    };
-    let mut response = Response::new(Empty::new());
-    match outcome {
-        Ok(mut inner) => {
-            // Ends with either side of the stream, or with the tunnel.
-            tokio::spawn(async move {
-                if let Ok(outer) = hyper::upgrade::on(request).await {
-                    drop(copy_bidirectional(&mut TokioIo::new(outer), &mut inner).await);
-                }
-            });
-        }
-        Err(why) => {
-            *response.status_mut() = StatusCode::BAD_GATEWAY;
-            response.headers_mut().insert(WHY_HEADER, HeaderValue::from_static(why.as_str()));
-        }
-    }
-    Ok(response)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper_util::rt::TokioIo;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split},
         time::timeout,
@@ -308,9 +206,68 @@ mod tests {
         tokio::spawn(driver);
         let mut pipe = tunnel.open(&dial(80)).await.expect("a stream");
         serving.abort();
-        let mut rest = Vec::new();
-        // A reset or an end, but no hanging.
-        drop(pipe.read_to_end(&mut rest).await);
+        // What is cut off does not look like an end.
+        assert!(pipe.read_to_end(&mut Vec::new()).await.is_err());
         assert_eq!(tunnel.open(&dial(80)).await.err(), Some(NotOpened::Away));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_is_given_up_is_over_on_both_sides_although_its_service_reads_nothing() {
+        let (gateway, host) = duplex(64 << 10);
+        let (told, mut services) = tokio::sync::mpsc::unbounded_channel();
+        let serving = tokio::spawn(serve(TokioIo::new(host), move |_| {
+            let (near, far) = duplex(1 << 10);
+            told.send(far).expect("taken");
+            async { Ok(near) }
+        }));
+        let (tunnel, driver) = Tunnel::begin(TokioIo::new(gateway)).await.expect("a tunnel");
+        tokio::spawn(driver);
+        let mut pipe = tunnel.open(&dial(80)).await.expect("a stream");
+        let mut service = services.recv().await.expect("connected");
+        let full = async { while pipe.write_all(&[7; 32 << 10]).await.is_ok() {} };
+        assert!(timeout(Duration::from_secs(1), full).await.is_err(), "nothing holds it back");
+        drop(pipe);
+        // Nothing was read, and its connection ends nevertheless.
+        let closed = async { while service.write_all(&[0]).await.is_ok() {} };
+        timeout(Duration::from_secs(1), closed).await.expect("its end is noticed");
+        drop(tunnel);
+        let ended = timeout(Duration::from_secs(1), serving).await.expect("the tunnel ends with its last stream");
+        assert!(ended.expect("no panic").is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_never_says_anything_is_noticed_within_half_a_minute() {
+        for listens in [true, false] {
+            // What nobody reads does not fit: not even a ping can be sent.
+            let wire = if listens { 64 << 10 } else { 64 };
+            let (near, mut far) = duplex(wire);
+            let serving = serve(TokioIo::new(near), |_| async { Ok(echo()) });
+            let ended = timeout(Duration::from_secs(30), serving).await.expect("the host notices");
+            assert!(matches!(ended, Err(Broken::Silent)), "{ended:?}");
+            drop(far.shutdown().await);
+
+            let (near, far) = duplex(wire);
+            let begun = async {
+                if let Ok((tunnel, driver)) = Tunnel::begin(TokioIo::new(near)).await {
+                    driver.await;
+                    assert!(tunnel.is_closed());
+                }
+            };
+            timeout(Duration::from_secs(30), begun).await.expect("the gateway notices");
+            drop(far);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tunnel_whose_driver_is_dropped_is_closed_with_its_streams() {
+        let (gateway, host) = duplex(64 << 10);
+        let serving = tokio::spawn(serve(TokioIo::new(host), |_| async { Ok(echo()) }));
+        let (tunnel, driver) = Tunnel::begin(TokioIo::new(gateway)).await.expect("a tunnel");
+        let driving = tokio::spawn(driver);
+        let mut pipe = tunnel.open(&dial(80)).await.expect("a stream");
+        driving.abort();
+        assert!(pipe.read(&mut [0]).await.is_err());
+        drop(serving.await.expect("no panic"));
+        assert!(tunnel.is_closed());
     }
 }

@@ -1,0 +1,135 @@
+//! The host's end: answers for every stream, and connects it to what it is for.
+
+use super::{
+    Broken, CONNECTION_WINDOW, HEADERS, MAX_STREAMS, NotOpened, OPEN_HEADER, Open, PATIENCE, Pipe, SEND_BUFFER,
+    STREAM_WINDOW, WHY_HEADER,
+    alive::{Ears, Heard},
+};
+use h2::{RecvStream, server::SendResponse};
+use hyper::{Method, Request, Response, StatusCode, body::Bytes, header::HeaderValue};
+use std::{future::poll_fn, io, pin::pin};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split},
+    sync::Notify,
+    task::JoinSet,
+    time::timeout,
+};
+
+/// Octets carried at once.
+const AT_ONCE: usize = 16 << 10;
+
+/// The host's end: serves a connection that was upgraded until it ends. `opened` connects what a stream is for.
+///
+/// # Errors
+/// When the connection breaks.
+pub async fn serve<I, S, F>(connection: I, opened: impl Fn(Open) -> F + Send + 'static) -> Result<(), Broken>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = Result<S, NotOpened>> + Send + 'static,
+{
+    let ears = Ears::default();
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(HEADERS)
+        .handshake(Heard::new(connection, &ears));
+    let mut connection = timeout(PATIENCE, handshake).await.map_err(|_| Broken::Silent)??;
+    let pings = connection.ping_pong();
+    let mut gone = pin!(async {
+        match pings {
+            Some(pings) => ears.gone(pings).await,
+            None => std::future::pending().await,
+        }
+    });
+    // One that fails concerns its own stream alone; all are cancelled with the tunnel.
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            request = connection.accept() => match request {
+                Some(request) => {
+                    let (request, respond) = request?;
+                    let connected = wanted(&request).map(&opened);
+                    streams.spawn(answer(request, respond, connected));
+                }
+                None => return Ok(()),
+            },
+            Some(_) = streams.join_next() => {}
+            () = &mut gone => return Err(Broken::Silent),
+        }
+    }
+}
+
+/// What a request is for.
+fn wanted(request: &Request<RecvStream>) -> Option<Open> {
+    let json = request.headers().get(OPEN_HEADER).filter(|_| request.method() == Method::CONNECT)?;
+    serde_json::from_slice(json.as_bytes()).ok()
+}
+
+async fn answer<S, F>(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, connected: Option<F>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    F: Future<Output = Result<S, NotOpened>>,
+{
+    let decided = async {
+        match connected {
+            Some(connected) => connected.await,
+            None => Err(NotOpened::Unknown),
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = decided => outcome,
+        // The gateway gave it up meanwhile.
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+    };
+    let mut response = Response::new(());
+    match outcome {
+        Ok(inner) => {
+            if let Ok(send) = respond.send_response(response, false) {
+                // A stream that breaks is its two ends' concern; both learn of it.
+                drop(carry(Pipe::new(send, request.into_body()), inner).await);
+            }
+        }
+        Err(why) => {
+            *response.status_mut() = StatusCode::BAD_GATEWAY;
+            response.headers_mut().insert(WHY_HEADER, HeaderValue::from_static(why.as_str()));
+            // It fails when the gateway has given it up.
+            drop(respond.send_response(response, true));
+        }
+    }
+}
+
+/// Carries both directions until both have ended, or either breaks. That the gateway gives up is noticed even when the
+/// service takes nothing and sends nothing.
+async fn carry<S: AsyncRead + AsyncWrite + Unpin>(mut pipe: Pipe, inner: S) -> io::Result<()> {
+    let (mut from, mut to) = split(inner);
+    let (reader, writer) = (&mut pipe.reader, &mut pipe.writer);
+    let ended = Notify::new();
+    let there = async {
+        copy(reader, &mut to).await?;
+        to.shutdown().await?;
+        ended.notify_one();
+        Ok(())
+    };
+    let back = async {
+        let mut octets = vec![0; AT_ONCE];
+        loop {
+            let read = tokio::select! {
+                read = from.read(&mut octets) => read?,
+                error = writer.breaks() => return Err(error),
+            };
+            if read == 0 {
+                break;
+            }
+            writer.write_all(&octets[..read]).await?;
+        }
+        writer.shutdown().await?;
+        tokio::select! {
+            () = ended.notified() => Ok(()),
+            error = writer.breaks() => Err(error),
+        }
+    };
+    tokio::try_join!(there, back).map(drop)
+}
