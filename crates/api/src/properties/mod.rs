@@ -6,9 +6,11 @@
 mod input;
 mod labels;
 mod tokens;
+mod tunnel;
 
 pub use labels::labels;
 pub use tokens::tokens;
+pub use tunnel::tunnel;
 
 #[cfg(test)]
 mod tests {
@@ -39,6 +41,11 @@ mod tests {
         holds_for_what_is_kept("tokens", tokens);
     }
 
+    #[test]
+    fn tunnels_hold_for_what_is_kept() {
+        holds_for_what_is_kept("tunnel", tunnel);
+    }
+
     proptest! {
         #[test]
         fn labels_hold_for_any_text(input in "[a-zA-Z0-9.:\n-]{0,200}") {
@@ -48,6 +55,11 @@ mod tests {
         #[test]
         fn tokens_hold_for_any_edits(input in vec(any::<u8>(), 0..60)) {
             tokens(&input);
+        }
+
+        #[test]
+        fn tunnels_hold_for_whatever_happens(input in vec(any::<u8>(), 0..60)) {
+            tunnel(&input);
         }
     }
 }
