@@ -2,6 +2,9 @@
 //!
 //! What is read makes room for as much again; what is written waits for room on the other side. A reset is an error to
 //! the reader, never an end: what was cut off does not look complete.
+//!
+//! They are HTTP/2's streams themselves, not an HTTP client's upgrades: there, data that waits for room on the other side
+//! keeps a stream open after it was dropped.
 
 use super::SEND_BUFFER;
 use h2::{Reason, RecvStream, SendStream};
