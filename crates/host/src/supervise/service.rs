@@ -153,11 +153,15 @@ impl Runtime {
     /// Starts every service that waits for nothing any more.
     pub(super) fn start_services(&mut self) {
         for at in 0..self.services.len() {
-            let service = &self.services[at];
+            let service = &mut self.services[at];
             if service.doing != Doing::Nothing || self.stopped.contains(&service.spec.name) {
                 continue;
             }
-            match self.obstacle(&service.spec) {
+            // What it waits for is said by what is about to start, not by what ran before.
+            if let Some(next) = service.next.take() {
+                service.spec = next;
+            }
+            match self.obstacle(&self.services[at].spec) {
                 Obstacle::None => self.start_service(at),
                 Obstacle::Waits => self.services[at].state(ServiceState::Starting, None),
                 Obstacle::Blocked(trouble) => self.services[at].state(ServiceState::Unhealthy, Some(trouble)),
@@ -196,9 +200,6 @@ impl Runtime {
     fn start_service(&mut self, at: usize) {
         let shared = Rc::clone(&self.shared);
         let service = &mut self.services[at];
-        if let Some(next) = service.next.take() {
-            service.spec = next;
-        }
         service.run += 1;
         let run = service.run;
         let name = service.spec.name.clone();
