@@ -31,11 +31,11 @@ test:
 	scripts/check-documents
 	cargo test --locked --workspace
 
+# fuzz is a workspace of its own, which takes long to build: its form and its lock file are checked here, and what it
+# calls is run by tests.
 check:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	# A workspace of its own, which takes long to build: its form and its lock file are checked, and what it calls is
-	# run by tests.
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo update --locked --quiet --workspace --manifest-path fuzz/Cargo.toml
 	scripts/check-dependencies

@@ -51,7 +51,7 @@ pub(super) async fn happen(input: &mut Input<'_>) {
             }
             (2, Some(stream)) => stream.write(1 + input.below(AT_ONCE)).await,
             (3, Some(stream)) => stream.read(1 + input.below(AT_ONCE)).await,
-            (4, Some(stream)) if large < 4 => {
+            (4, Some(stream)) if large < 3 => {
                 large += 1;
                 stream.fill().await;
             }
@@ -91,7 +91,7 @@ async fn opened(tunnel: &Tunnel, kind: usize, n: u16) -> Option<Stream> {
 /// However the others are, one more stream carries everything at once.
 async fn another(tunnel: &Tunnel) {
     let mut pipe = tunnel.open(&open(0, 1000)).await.expect("another stream");
-    let sent = octets(1000, 0, 100_000);
+    let sent = octets(1000, 0, 30_000);
     let mut heard = Vec::new();
     let (mut read, mut write) = split(&mut pipe);
     let sends = async {
