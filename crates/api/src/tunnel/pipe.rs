@@ -7,7 +7,7 @@
 //! keeps a stream open after it was dropped.
 
 use super::SEND_BUFFER;
-use h2::{Reason, RecvStream, SendStream};
+use h2::{RecvStream, SendStream};
 use hyper::body::{Buf, Bytes};
 use std::{
     fmt,
@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// One stream, as octets. Dropped before both sides have ended it, it is reset.
+/// One stream, as octets. Dropped before both sides have ended it, it is reset, after what was written.
 pub struct Pipe {
     pub(super) reader: Reader,
     pub(super) writer: Writer,
@@ -32,7 +32,7 @@ impl fmt::Debug for Pipe {
 
 impl Pipe {
     pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        let reader = Reader { stream: recv, rest: Bytes::new(), ended: false };
+        let reader = Reader { stream: recv, rest: Bytes::new() };
         Self { reader, writer: Writer { stream: send, ended: false } }
     }
 }
@@ -42,21 +42,12 @@ pub(super) struct Reader {
     stream: RecvStream,
     /// Arrived and not read yet.
     rest: Bytes,
-    ended: bool,
 }
 
 /// What goes to the other side.
 pub(super) struct Writer {
     stream: SendStream<Bytes>,
     ended: bool,
-}
-
-impl Drop for Pipe {
-    fn drop(&mut self) {
-        if !(self.reader.ended && self.writer.ended) {
-            self.writer.stream.send_reset(Reason::CANCEL);
-        }
-    }
 }
 
 fn broken(error: h2::Error) -> io::Error {
@@ -83,10 +74,7 @@ impl AsyncRead for Reader {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(octets)) => self.rest = octets,
                 Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => {
-                    self.ended = true;
-                    return Poll::Ready(Ok(()));
-                }
+                None => return Poll::Ready(Ok(())),
             }
         }
         let length = into.remaining().min(self.rest.len());
