@@ -19,8 +19,8 @@ use tokio::{
 
 /// Pings notice within half a minute that the other side is gone; the rest is for what follows from it.
 const SOON: Duration = Duration::from_secs(60);
-/// Longer than anything takes that goes on at all.
-const LONG: Duration = Duration::from_secs(3600);
+/// Longer than anything takes that goes on at all, with an hour of silence in it.
+const LONG: Duration = Duration::from_secs(3 * 3600);
 
 /// The input says which side is spoken to, then what happens.
 pub fn tunnel(input: &[u8]) {

@@ -16,6 +16,8 @@ use tokio::{
 
 /// What does not happen by then does not happen for now.
 const A_WHILE: Duration = Duration::from_millis(100);
+/// So many things happen.
+const MOST: usize = 100;
 /// Octets written at once.
 const AT_ONCE: usize = 64 << 10;
 /// What a stream holds at most that nobody reads, in both directions together: a window each, what is written at once
@@ -42,7 +44,10 @@ pub(super) async fn happen(input: &mut Input<'_>) {
     let driving = tokio::spawn(driver);
     let mut streams: Vec<Stream> = Vec::new();
     let (mut n, mut large) = (0, 0);
-    while !input.is_empty() && n < 100 {
+    for _ in 0..MOST {
+        if input.is_empty() {
+            break;
+        }
         let at = input.below(streams.len().max(1));
         match (input.below(8), streams.get_mut(at)) {
             (0 | 1, _) | (_, None) => {
