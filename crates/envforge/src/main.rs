@@ -5,7 +5,10 @@
 
 use envforge_api::{client::Endpoint, problem::Problem, secret::Secret};
 use envforge_cli::{Command, programs};
-use envforge_gateway::Security;
+use envforge_gateway::{
+    Security,
+    acme::{Pace, Settings},
+};
 use std::{
     io::{IsTerminal, Write},
     os::fd::AsFd,
@@ -130,8 +133,8 @@ fn security(args: &programs::GatewayArgs) -> Security {
     let files = args.tls_certificate.clone().zip(args.tls_key.clone());
     match (acme, files) {
         (Some(((directory, hook), dir)), _) => {
-            let (contact, root) = (args.acme_contact.clone(), args.acme_root.clone());
-            Security::Acme(envforge_gateway::acme::Settings { directory, hook, dir, contact, root })
+            let (contact, root, pace) = (args.acme_contact.clone(), args.acme_root.clone(), Pace::default());
+            Security::Acme(Settings { directory, hook, dir, contact, root, pace })
         }
         (None, Some((certificate, key))) => Security::Files(envforge_gateway::tls::Files { certificate, key }),
         (None, None) => Security::Plain,

@@ -35,7 +35,7 @@ use envforge_api::{client::Endpoint, dial, problem::Problem, secret::Secret};
 use gateway::Gateway;
 use std::{net::TcpListener, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How a gateway is started.
 #[derive(Debug)]
@@ -96,10 +96,10 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
         Problem::unavailable(format!("cannot {what}: {error}"), "is something listening on that address already?")
     };
     let listener = options.listener;
-    let (given, acme) = match options.security {
+    let (given, keeper) = match options.security {
         Security::Plain => (None, None),
         Security::Files(files) => (Some(tls::Tls::open(files)?), None),
-        Security::Acme(settings) => (None, Some(settings)),
+        Security::Acme(settings) => (None, Some(Arc::new(acme::Keeper::open(settings)?))),
     };
     listener.set_nonblocking(true).map_err(|e| broken("listen for visitors", &e))?;
     let (mut term, mut int) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
@@ -120,17 +120,25 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
             gateway.knowledge.follow(&gateway.control, &gateway.sessions, &stop, told).await;
         });
     }
-    let base = || {
-        let known = gateway.knowledge.now();
-        known.base.split_once(':').map_or(&*known.base, |(host, _)| host).to_owned()
-    };
+    // Ends what it has begun when the gateway is closing: records that it made are taken away again.
+    let keeping = TaskTracker::new();
     let begun = async {
         // Before that nobody can be verified.
         let _ = known.await;
-        let tls = match &acme {
-            Some(settings) => {
-                acme::first(settings, &base()).await;
-                Some(tls::Tls::open(settings.files())?)
+        let tls = match keeper {
+            Some(keeper) => {
+                let files = keeper.files();
+                let (there, certified) = tokio::sync::oneshot::channel();
+                let (gateway, closing) = (Arc::clone(&gateway), closing.clone());
+                keeping.spawn(async move {
+                    let there = || {
+                        // Nobody waits for it only when the gateway is being stopped.
+                        let _ = there.send(());
+                    };
+                    keeper.keep(&gateway.knowledge, &closing, there).await;
+                });
+                let _ = certified.await;
+                Some(tls::Tls::open(files)?)
             }
             None => given,
         };
@@ -144,10 +152,16 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
             activity::tell(&gateway.control, &gateway.knowledge, &gateway.sessions, &stop).await;
         })
     };
-    let (serving, tls) = tokio::select! {
-        begun = begun => begun?,
-        _ = term.recv() => return Ok(()),
-        _ = int.recv() => return Ok(()),
+    let begun = tokio::select! {
+        begun = begun => Some(begun?),
+        _ = term.recv() => None,
+        _ = int.recv() => None,
+    };
+    keeping.close();
+    let Some((serving, tls)) = begun else {
+        closing.cancel();
+        keeping.wait().await;
+        return Ok(());
     };
     say("ready");
     if let Some(path) = options.inside {
@@ -162,22 +176,16 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<(), Problem> {
             None => std::future::pending().await,
         }
     };
-    let kept = async {
-        match &acme {
-            Some(settings) => acme::keep(settings, &base()).await,
-            None => std::future::pending().await,
-        }
-    };
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
         () = renewed => {}
-        () = kept => {}
     }
     closing.cancel();
     // Each drains within its own deadline.
     let joined = tokio::task::spawn_blocking(move || serving.into_iter().for_each(|core| drop(core.join())));
     drop(joined.await);
+    keeping.wait().await;
     stop.cancel();
     drop(telling.await);
     Ok(())

@@ -83,7 +83,11 @@ fn stamps(files: &Files) -> [Option<SystemTime>; 2] {
     [stamp(&files.certificate), stamp(&files.key)]
 }
 
-fn read(files: &Files) -> Result<TlsAcceptor, Problem> {
+/// Reads a certificate with its key, as visitors are served with them.
+///
+/// # Errors
+/// When they are none, or do not belong together.
+pub(crate) fn read(files: &Files) -> Result<TlsAcceptor, Problem> {
     let bad = |path: &Path, why: String| {
         let hint = "give the chain with --tls-certificate and its key with --tls-key, both as PEM";
         Problem::invalid(format!("{} cannot be used: {why}", path.display()), hint)

@@ -3,17 +3,25 @@
 //!
 //! What is kept lies in one directory: the account, and certificate and key in one file, so that nobody ever finds a
 //! certificate beside the key of another. A certificate that is good is used without a word to anyone; one that cannot
-//! be renewed is used until it is.
+//! be renewed is used until it is. Visitors' TLS reads the file as it would one that somebody else renews.
+//!
+//! [`standing`] decides, [`order`] acts, [`http`] is the way to the server, [`kept`] the directory.
 
 mod hook;
+mod http;
 mod kept;
 mod order;
+mod standing;
 
-use crate::tls::Files;
+pub use standing::Pace;
+
+use crate::{known::Knowledge, tls::Files};
 use envforge_api::{problem::Problem, time::Timestamp};
-use kept::Certificate;
+use http::Http;
+use kept::Dir;
+use standing::{Standing, Wanted, judge};
 use std::{path::PathBuf, time::Duration};
-use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 /// How certificates are had.
 #[derive(Debug, Clone)]
@@ -24,108 +32,111 @@ pub struct Settings {
     pub hook: PathBuf,
     /// Where the account, the certificate and its key are kept.
     pub dir: PathBuf,
-    /// Whom the server may write to, such as `mailto:ops@example.com`.
+    /// Whom the server may write to, such as `mailto:ops@example.com`; told to it with a new account.
     pub contact: Option<String>,
-    /// PEM of the authority that the ACME server's own certificate is of, where that is not a public one.
+    /// PEM of the authorities that the ACME server's own certificate may be of, instead of the public ones.
     pub root: Option<PathBuf>,
-}
-
-impl Settings {
-    /// Where the certificate and its key are.
-    #[must_use]
-    pub fn files(&self) -> Files {
-        let both = self.dir.join("certificate.pem");
-        Files { certificate: both.clone(), key: both }
-    }
+    /// How often is tried again.
+    pub pace: Pace,
 }
 
 /// The longest time without a look at the clock, which may be set.
-const LOOK: Duration = Duration::from_secs(12 * 3600);
-/// Pause after the first failure, tripled by each further one: a public server refuses all orders for an hour after five
-/// that failed.
-const FIRST_PAUSE: Duration = Duration::from_secs(120);
-const LONGEST_PAUSE: Duration = Duration::from_secs(6 * 3600);
+const LOOK: Duration = Duration::from_secs(3600);
 
-/// Returns once there is a certificate that is good.
-pub(crate) async fn first(settings: &Settings, base: &str) {
-    let mut pause = FIRST_PAUSE;
-    while due(&read(settings, base), Timestamp::now()) == Due::Missing {
-        tracing::info!(base, "a certificate is asked for; visitors are served once it is there");
-        renew(settings, base, &mut pause).await;
-    }
+/// Keeps one certificate good.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    settings: Settings,
+    http: Http,
+    hook: PathBuf,
+    dir: Dir,
 }
 
-/// Keeps it good.
-pub(crate) async fn keep(settings: &Settings, base: &str) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match due(&read(settings, base), Timestamp::now()) {
-            Due::In(time) => sleep(time.min(LOOK)).await,
-            Due::Missing | Due::Now => renew(settings, base, &mut pause).await,
+impl Keeper {
+    /// # Errors
+    /// When the directory, the hook or the authorities to trust cannot be used.
+    pub(crate) fn open(settings: Settings) -> Result<Self, Problem> {
+        let http = Http::new(settings.root.as_deref())?;
+        let hook = hook::find(&settings.hook)?;
+        let dir = Dir::open(settings.dir.clone())?;
+        Ok(Self { settings, http, hook, dir })
+    }
+
+    /// Where the certificate and its key are.
+    pub(crate) fn files(&self) -> Files {
+        self.dir.files()
+    }
+
+    /// Keeps it good until `stop`; `there` is told once there is one that visitors can be served with.
+    pub(crate) async fn keep(&self, knowledge: &Knowledge, stop: &CancellationToken, there: impl FnOnce()) {
+        let mut there = Some(there);
+        let mut failures = 0;
+        let mut changes = knowledge.changes();
+        while !stop.is_cancelled() {
+            let base = knowledge.now().base.clone();
+            let wanted = Wanted::new(&self.settings.directory, &base);
+            let standing = self.standing(&wanted);
+            match &standing {
+                Standing::Good { .. } | Standing::Due(_) => there.take().into_iter().for_each(|there| there()),
+                Standing::Unusable(why) if there.is_some() => {
+                    tracing::info!(base = wanted.base(), %why, "visitors are served once there is a certificate");
+                }
+                Standing::Unusable(_) => {}
+            }
+            let pause = match standing {
+                Standing::Good { renew_at } => {
+                    failures = 0;
+                    Duration::try_from(Timestamp::now().duration_until(renew_at)).unwrap_or_default().min(LOOK)
+                }
+                Standing::Due(why) | Standing::Unusable(why) => {
+                    tracing::info!(base = wanted.base(), server = %wanted.directory, %why, "a certificate is asked for");
+                    match self.renew(&wanted, stop).await {
+                        Ok(()) => continue,
+                        Err(_) if stop.is_cancelled() => return,
+                        Err(problem) => {
+                            failures += 1;
+                            let pause = self.settings.pace.pause(failures, rand::random(), self.http.later());
+                            tracing::error!(reason = %problem.message, hint = %problem.hint, seconds = pause.as_secs(),
+                                "no certificate; it is tried again");
+                            pause
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+                // Another name is another matter. The other side of it lives as long as the gateway.
+                _ = changes.wait_for(|known| known.base != base) => failures = 0,
+            }
         }
     }
-}
 
-/// One try; a pause after it when it failed.
-async fn renew(settings: &Settings, base: &str, pause: &mut Duration) {
-    match order::obtain(settings, base).await {
-        Ok(()) => {
-            tracing::info!(base, "there is a new certificate");
-            *pause = FIRST_PAUSE;
-        }
-        Err(problem) => {
-            tracing::error!(reason = %problem.message, hint = %problem.hint, minutes = pause.as_secs() / 60,
-                "no certificate; it is tried again");
-            sleep(pause.mul_f64(rand::random_range(1.0..1.2))).await;
-            *pause = (*pause * 3).min(LONGEST_PAUSE);
+    fn standing(&self, wanted: &Wanted) -> Standing {
+        match self.dir.certificate() {
+            Ok(certificate) => judge(&certificate, wanted, Timestamp::now()),
+            Err(why) => Standing::Unusable(why),
         }
     }
-}
 
-fn read(settings: &Settings, base: &str) -> Option<Certificate> {
-    Certificate::read(&settings.files()).filter(|certificate| certificate.covers(base))
-}
-
-/// When the next one is wanted.
-#[derive(Debug, PartialEq, Eq)]
-enum Due {
-    /// There is none that a visitor would accept.
-    Missing,
-    /// A third of its life is left, or less.
-    Now,
-    In(Duration),
-}
-
-fn due(certificate: &Option<Certificate>, now: Timestamp) -> Due {
-    let Some(Certificate { from, until, .. }) = certificate else { return Due::Missing };
-    if *until <= now {
-        return Due::Missing;
-    }
-    let third = until.duration_since(*from).as_secs() / 3;
-    let left = until.duration_since(now).as_secs();
-    match u64::try_from(left - third) {
-        Ok(seconds @ 1..) => Due::In(Duration::from_secs(seconds)),
-        Ok(0) | Err(_) => Due::Now,
+    /// One try.
+    async fn renew(&self, wanted: &Wanted, stop: &CancellationToken) -> Result<(), Problem> {
+        // What an earlier try was told is over.
+        self.http.later();
+        self.obtain(wanted, stop).await?;
+        match self.standing(wanted) {
+            Standing::Good { renew_at } => {
+                tracing::info!(base = wanted.base(), %renew_at, "there is a new certificate");
+                Ok(())
+            }
+            // To ask at once for another one would go on until the server has enough of it.
+            Standing::Due(why) | Standing::Unusable(why) => {
+                Err(broken("use the certificate that was given", why, "is the clock of this machine right?"))
+            }
+        }
     }
 }
 
 fn broken(doing: &str, why: impl std::fmt::Display, hint: &str) -> Problem {
     Problem::unavailable(format!("cannot {doing}: {why}"), hint)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_certificate_is_renewed_when_a_third_of_its_life_is_left_and_missed_when_it_is_over() {
-        let from = Timestamp::now();
-        let at = |days: i64| from + jiff::SignedDuration::from_hours(24 * days);
-        let certificate = Some(Certificate { names: vec![], from, until: at(90) });
-        assert_eq!(due(&None, from), Due::Missing);
-        assert_eq!(due(&certificate, from), Due::In(Duration::from_secs(60 * 86_400)));
-        assert_eq!(due(&certificate, at(60)), Due::Now);
-        assert_eq!(due(&certificate, at(89)), Due::Now);
-        assert_eq!(due(&certificate, at(90)), Due::Missing);
-    }
 }

@@ -105,6 +105,7 @@ impl Authority {
             dir: at("kept"),
             contact: Some("mailto:ops@example.com".into()),
             root: Some(at("own.pem")),
+            pace: envforge_gateway::acme::Pace::default(),
         };
         Some(Self { settings, management, _servers: [name_server, server], dir })
     }
