@@ -59,6 +59,13 @@ fn listen(given: &str) -> Result<Listen, String> {
     }
 }
 
+fn beginning(with: &'static str) -> impl Fn(&str) -> Result<String, String> + Clone {
+    move |given| {
+        let whole = given.strip_prefix(with).is_some_and(|rest| !rest.is_empty());
+        if whole { Ok(given.to_owned()) } else { Err(format!("write it as {with}…")) }
+    }
+}
+
 /// `envforge gateway`: the door for dev traffic.
 #[derive(Debug, Clone, Args)]
 pub struct GatewayArgs {
@@ -79,18 +86,19 @@ pub struct GatewayArgs {
     pub tls_key: Option<PathBuf>,
     /// Get the certificate by ACME: the server's directory, such as https://acme-v02.api.letsencrypt.org/directory. Using it
     /// means agreeing to its terms of service.
-    #[arg(long, value_name = "URL", requires_all = ["acme_hook", "acme_dir"], conflicts_with = "tls_certificate")]
+    #[arg(long, value_name = "URL", requires_all = ["acme_hook", "acme_dir"], conflicts_with = "tls_certificate",
+        value_parser = beginning("https://"))]
     pub acme_directory: Option<String>,
     /// Program that makes DNS records: called as `PROGRAM present NAME VALUE` and `PROGRAM cleanup NAME VALUE`.
     #[arg(long, value_name = "PROGRAM", requires = "acme_directory")]
     pub acme_hook: Option<PathBuf>,
-    /// Where the ACME account, the certificate and its key are kept.
+    /// Where the ACME account, the certificate and its key are kept: a directory that is the gateway's alone.
     #[arg(long, value_name = "DIR", requires = "acme_directory")]
     pub acme_dir: Option<PathBuf>,
-    /// Whom the ACME server may write to, such as mailto:ops@example.com.
-    #[arg(long, value_name = "URL", requires = "acme_directory")]
+    /// Whom the ACME server may write to, such as mailto:ops@example.com; it is told when the account is made.
+    #[arg(long, value_name = "URL", requires = "acme_directory", value_parser = beginning("mailto:"))]
     pub acme_contact: Option<String>,
-    /// PEM of the authority of the ACME server's own certificate, where that is not a public one.
+    /// PEM of the authorities that the ACME server's own certificate may be of, instead of the public ones.
     #[arg(long, value_name = "FILE", requires = "acme_directory")]
     pub acme_root: Option<PathBuf>,
     /// Unix socket on which the host daemon of this machine hands over connections from inside workspaces.
