@@ -2,6 +2,7 @@
 //! behave as a test wants, and visitors down to the octets.
 
 mod acme;
+mod authority;
 mod bodies;
 mod hostile;
 mod support;

@@ -30,13 +30,23 @@ pub(crate) async fn visit(
     trusted: &CertificateDer<'static>,
     protocols: &[&str],
 ) -> Option<TlsStream<TcpStream>> {
+    visit_as(NAME, gateway, trusted, protocols).await
+}
+
+/// The same, to a host of another name.
+pub(crate) async fn visit_as(
+    name: &'static str,
+    gateway: &Gateway,
+    trusted: &CertificateDer<'static>,
+    protocols: &[&str],
+) -> Option<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(trusted.clone()).expect("a root");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let mut config = config.expect("versions").with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    let name = ServerName::try_from(NAME).expect("a name");
+    let name = ServerName::try_from(name).expect("a name");
     TlsConnector::from(Arc::new(config)).connect(name, gateway.connect().await).await.ok()
 }
 
