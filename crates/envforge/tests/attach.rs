@@ -6,7 +6,7 @@ use std::path::Path;
 fn start() -> Local {
     let local = Local::start(Path::new(env!("CARGO_BIN_EXE_envforge")));
     let fixture = Fixture::create(local.dir());
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
+    fixture.apply(&local);
     local
 }
 

@@ -11,7 +11,7 @@ use std::{fs, path::Path};
 fn start() -> (Local, Fixture) {
     let local = Local::start(Path::new(env!("CARGO_BIN_EXE_envforge")));
     let fixture = Fixture::create(local.dir());
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
+    fixture.apply(&local);
     (local, fixture)
 }
 
@@ -95,7 +95,7 @@ fn a_missing_manifest_or_a_port_that_never_opens_is_named_by_the_receipt_and_the
     // By its route, which needs nothing of the other service's own file.
     let text = fs::read_to_string(&fixture.project_file).expect("read").replace("api.internal_url", "route /api");
     fs::write(&fixture.project_file, text).expect("write");
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
+    fixture.apply(&local);
     Fixture::remove(&fixture.api, "missing", "envforge.yml");
     Fixture::commit(&fixture.api, "deaf", "api.js", "setInterval(() => {}, 1000)\n");
     Fixture::commit(&fixture.api, "deaf", "envforge.yml", &API_YML.replace("start_period: 10s", "start_period: 1s"));
@@ -118,7 +118,7 @@ fn an_input_that_nothing_binds_blocks_its_service_and_a_repository_that_is_away_
     let text = fs::read_to_string(&fixture.project_file).expect("read");
     let unbound: String = text.split_inclusive('\n').filter(|line| !line.contains("web.api_url")).collect();
     fs::write(&fixture.project_file, unbound).expect("write");
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
+    fixture.apply(&local);
     local.ok(&["up", "w", "-c"]);
     let web = wait_broken(&local, "w", "web", "api");
     assert!(web["reason"].as_str().is_some_and(|text| text.contains("api_url")), "{web:#}");

@@ -13,12 +13,8 @@ fn start(prepare: impl Fn(&Fixture)) -> (Local, Fixture) {
     let local = Local::start(Path::new(env!("CARGO_BIN_EXE_envforge")));
     let fixture = Fixture::create(local.dir());
     prepare(&fixture);
-    apply(&local, &fixture);
+    fixture.apply(&local);
     (local, fixture)
-}
-
-fn apply(local: &Local, fixture: &Fixture) {
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
 }
 
 fn edit(path: &Path, from: &str, to: &str) {
@@ -68,6 +64,14 @@ fn what_each_service_has_for_itself_is_no_other_s_and_is_there_as_soon_as_it_is_
     let other = "psql $(echo $DATABASE_URL | sed 's,/app_api$,/app_web,') -XAtc 'select 1'";
     let refused = String::from_utf8_lossy(&with(&local, "api", other).stderr).into_owned();
     assert!(refused.contains("permission denied for database"), "{refused}");
+    // Killed in the middle, the preparation was not finished: as if nobody had been kept out of it yet.
+    says(&local, "web", "psql $DATABASE_URL -Xc 'grant connect on database app_web to public'");
+    assert!(with(&local, "api", other).status.success());
+    fs::remove_file(local.workspace_dir("w").join("state/postgresql.prepared")).expect("prepared before");
+    local.ok(&["sleep", "w", "--wait"]);
+    local.ok(&["wake", "w", "--wait"]);
+    assert!(!with(&local, "api", other).status.success(), "it is done again from the beginning");
+    says(&local, "web", "redis-cli -u $CACHE_URL set k of-web");
     let key = "redis-cli -u $CACHE_URL get k";
     assert_eq!([says(&local, "web", key), says(&local, "api", key)], ["of-web", ""]);
     says(&local, "api", "redis-cli -u $CACHE_URL set k of-api");
@@ -97,7 +101,7 @@ fn a_service_that_joins_the_project_is_checked_out_and_served_at_the_next_wake()
     local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
     assert!(!local.workspace_dir("w").join("files/web").exists());
     fs::rename(fixture.project_file.with_extension("whole"), &fixture.project_file).expect("rename");
-    apply(&local, &fixture);
+    fixture.apply(&local);
     local.ok(&["sleep", "w", "--wait"]);
     local.ok(&["wake", "w", "--wait"]);
     assert_eq!(local.curl_json("w", "http://localhost:3000/")["branch"], "w");

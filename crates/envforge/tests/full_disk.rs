@@ -21,7 +21,7 @@ fn start(parts: &[&str]) -> Option<Local> {
     let fixture = Fixture::create(local.dir());
     // Looked at four times a second; a hold keeps it awake.
     fixture.sleeps_after("awake", "1s");
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
+    fixture.apply(&local);
     Some(local)
 }
 

@@ -18,7 +18,7 @@ fn start(branch: &str, after: &str) -> (Local, Fixture) {
     let local = Local::start(Path::new(env!("CARGO_BIN_EXE_envforge")));
     let fixture = Fixture::create(local.dir());
     fixture.sleeps_after(branch, after);
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
+    fixture.apply(&local);
     (local, fixture)
 }
 

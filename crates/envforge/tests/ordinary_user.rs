@@ -62,7 +62,7 @@ impl Ordinary {
 fn start(user: &Ordinary) -> (Local, Fixture) {
     let local = Local::start_as(Path::new(env!("CARGO_BIN_EXE_envforge")), Some(user.0.clone()));
     let fixture = Fixture::create(local.dir());
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
+    fixture.apply(&local);
     (local, fixture)
 }
 

@@ -11,7 +11,7 @@ fn start(web: &str) -> (Local, Fixture) {
     let local = Local::start(Path::new(env!("CARGO_BIN_EXE_envforge")));
     let fixture = Fixture::create(local.dir());
     Fixture::commit(&fixture.web, "w", "envforge.yml", web);
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
+    fixture.apply(&local);
     (local, fixture)
 }
 

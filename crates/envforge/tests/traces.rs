@@ -11,7 +11,7 @@ use std::{fs, io::Write, os::unix::fs::MetadataExt, path::Path, process::Command
 fn start() -> (Local, Fixture) {
     let local = Local::start(Path::new(env!("CARGO_BIN_EXE_envforge")));
     let fixture = Fixture::create(local.dir());
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
+    fixture.apply(&local);
     (local, fixture)
 }
 

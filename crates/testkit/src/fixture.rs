@@ -1,6 +1,7 @@
 //! A small project made of real repositories: a Node service without packages that uses PostgreSQL and Redis
 //! through their own clients, and a worker.
 
+use crate::local::Local;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -111,6 +112,14 @@ impl Fixture {
         );
         fs::write(&project_file, text).expect("write the project file");
         Self { web, api, project_file }
+    }
+
+    /// Applies the project file as it is now.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn apply(&self, local: &Local) {
+        local.ok(&["project", "apply", "-f", &self.project_file.to_string_lossy()]);
     }
 
     /// A branch whose runtime sleeps after so long idle, such as `2s`.

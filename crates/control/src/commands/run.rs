@@ -45,7 +45,9 @@ pub(crate) async fn run(
             if row.desired.shell == DesiredShell::Absent {
                 return Err(Problem::new(ProblemKind::Conflict, "the workspace is being deleted", "").into());
             }
-            request.spec.service.as_ref().map_or(Ok(()), |wanted| row.spec.has(wanted))?;
+            if let Some(wanted) = &request.spec.service {
+                row.spec.has(wanted)?;
+            }
             let new = NewCommand {
                 id: &request.id,
                 workspace: &row.id,

@@ -37,7 +37,9 @@ pub(crate) async fn grant(
     if rights.contains(&Right::Dial) {
         return Err(Problem::invalid("`dial` is a right of gateways", "ask for other rights").into());
     }
-    service.as_ref().map_or(Ok(()), |wanted| row.spec.has(wanted))?;
+    if let Some(wanted) = &service {
+        row.spec.has(wanted)?;
+    }
     let presences = hosts::store::presences(&app.pool, &row.organization).await?;
     let session = AttachId::generate();
     let expires_at = Timestamp::now() + jiff::SignedDuration::from_secs(LIFETIME_SECONDS);

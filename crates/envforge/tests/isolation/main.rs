@@ -10,7 +10,7 @@ use std::path::Path;
 fn start() -> (Local, Fixture) {
     let local = Local::start(Path::new(env!("CARGO_BIN_EXE_envforge")));
     let fixture = Fixture::create(local.dir());
-    local.ok(&["project", "apply", "-f", &fixture.project_file.to_string_lossy()]);
+    fixture.apply(&local);
     (local, fixture)
 }
 

@@ -409,10 +409,9 @@ async fn prepare_part(connection: &mut PgConnection, name: &str, password: &str)
     run(connection, format!("ALTER ROLE {name} LOGIN PASSWORD '{password}'")).await?;
     if there("SELECT FROM pg_database WHERE datname = $1").fetch_optional(&mut *connection).await?.is_none() {
         run(connection, format!("CREATE DATABASE {name} OWNER {name}")).await?;
-        // One service's own is no other role's.
-        run(connection, format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC")).await?;
     }
-    Ok(())
+    // It is no other role's; said each time, since whoever made it may have been killed before.
+    run(connection, format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC")).await
 }
 
 async fn add_extensions(connection: &mut PgConnection, extensions: &[String]) -> Result<(), Trouble> {

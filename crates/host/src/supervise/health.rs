@@ -9,7 +9,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
 
 /// Shortest pause between checks of a starting process; it grows until the declared interval or [`SLOWEST_START`].
 pub const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -30,6 +33,38 @@ pub async fn check(health: &ResolvedHealth, entry: &Entry, env: &BTreeMap<String
     match timeout(limit, attempt).await {
         Ok(outcome) => outcome,
         Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+    }
+}
+
+/// Checks until the process's group is empty: tightly until it is healthy, then at its interval. Only news is told, and
+/// every failure: those are counted.
+pub async fn keep_checking(
+    health: ResolvedHealth,
+    entry: Entry,
+    environment: BTreeMap<String, String>,
+    tell: impl Fn(Result<(), String>),
+) {
+    let interval = Duration::from_millis(health.check.interval_ms);
+    let by_command = matches!(health.check.probe, Probe::Command { .. });
+    let begun = Instant::now();
+    let (mut healthy, mut said) = (false, None);
+    loop {
+        // A command is a process of its own: tight checks would compete with the start that they wait for.
+        let pause = match (healthy, by_command) {
+            (true, _) => interval,
+            (false, true) => SLOWEST_START.min(interval),
+            (false, false) => next_pause(begun.elapsed(), interval),
+        };
+        sleep(pause).await;
+        if entry.group.is_empty() {
+            return;
+        }
+        let outcome = check(&health, &entry, &environment).await;
+        healthy |= outcome.is_ok();
+        if outcome.is_err() || said.as_ref() != Some(&outcome) {
+            tell(outcome.clone());
+        }
+        said = Some(outcome);
     }
 }
 

@@ -96,7 +96,7 @@ pub struct ProcessSpec {
     pub command: String,
     /// Whole environment, `PORT` included.
     pub environment: BTreeMap<String, Secret>,
-    /// Health; absent = healthy while it runs on.
+    /// Health; absent = healthy while it runs.
     pub health: Option<ResolvedHealth>,
     /// Port shown.
     pub port: Option<u16>,

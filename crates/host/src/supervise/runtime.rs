@@ -336,7 +336,7 @@ impl Runtime {
             let released = self.released.contains_key(&service.spec.service);
             let hopeless = service.is_hopeless(now, self.begun, released);
             undecided |= !hopeless;
-            quiet |= !hopeless && !service.is_in_trouble();
+            quiet |= !hopeless && service.is_quiet();
             late.push(service.spec.name.clone());
         }
         if !quiet && self.phase == Phase::Waking {

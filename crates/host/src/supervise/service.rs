@@ -30,10 +30,10 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 const SHELL_SETUP_MS: u64 = 10 * 60_000;
 /// A process that lived so long had no bad start: its next restart begins with the first pause again.
 const LIVED: u64 = 30_000;
-/// A process without a health check that lived so long has started: what cannot start ends at once, and nothing tells
-/// of one that can.
+/// A process without a health check that lived so long counts as started: what cannot start ends at once, and nothing
+/// tells of one that can.
 const STARTED: Duration = Duration::from_millis(200);
-/// The same for one that crashed before.
+/// One that lived so long after a crash is no longer shown as crashed.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Failed checks in a row after which a healthy service is shown as unhealthy.
 const FAILURES: u32 = 3;
@@ -119,8 +119,13 @@ impl Service {
         self.spec.blocked.is_some() || blocked || late || hangs
     }
 
+    /// Whether it is on its way and shows neither that it is there nor what is wrong.
+    pub(super) fn is_quiet(&self) -> bool {
+        matches!(self.stated.state, ServiceState::Starting | ServiceState::Stopped)
+    }
+
     /// Whether it shows what is wrong with it.
-    pub(super) fn is_in_trouble(&self) -> bool {
+    fn is_in_trouble(&self) -> bool {
         matches!(self.stated.state, ServiceState::Crashed | ServiceState::Unhealthy)
     }
 
@@ -236,14 +241,10 @@ impl Runtime {
                 if service.stated.state != ServiceState::Crashed {
                     service.state(ServiceState::Starting, None);
                 }
-                let checks = tokio::task::spawn_local(check_for_ever(
-                    Rc::clone(&shared),
-                    name.clone(),
-                    run,
-                    check,
-                    Entry { group: group.clone(), ..entry },
-                    environment,
-                ));
+                let (told, of) = (Rc::clone(&shared), name.clone());
+                let tell = move |outcome| told.tell(Event::Checked { name: of.clone(), run, outcome });
+                let entry = Entry { group: group.clone(), ..entry };
+                let checks = tokio::task::spawn_local(health::keep_checking(check, entry, environment, tell));
                 // One that is started again soon after would else be checked twice, by its group's looks still alive.
                 if let Some(of_before) = service.checks.replace(checks.abort_handle()) {
                     of_before.abort();
@@ -253,7 +254,8 @@ impl Runtime {
                 service.health = Health::None;
                 let crashed = service.stated.state == ServiceState::Crashed;
                 if !crashed {
-                    service.state(ServiceState::Starting, None);
+                    // Nobody waits to see it: only START_RUNTIME is not over before.
+                    service.state(ServiceState::Healthy, None);
                 }
                 let shown = if crashed { SETTLED } else { STARTED };
                 after(&shared, shown, Event::Lasted { name: name.clone(), run });
@@ -439,42 +441,6 @@ fn after(shared: &Rc<Shared>, pause: Duration, event: Event) {
         tokio::time::sleep(pause).await;
         shared.tell(event);
     });
-}
-
-/// Checks until the process's group is empty: tightly until it is healthy, then at its interval.
-async fn check_for_ever(
-    shared: Rc<Shared>,
-    name: String,
-    run: u64,
-    check: envforge_manifest::ResolvedHealth,
-    entry: Entry,
-    environment: std::collections::BTreeMap<String, String>,
-) {
-    let interval = Duration::from_millis(check.check.interval_ms);
-    let by_command = matches!(check.check.probe, envforge_manifest::Probe::Command { .. });
-    let begun = tokio::time::Instant::now();
-    let mut healthy = false;
-    let mut said = None;
-    loop {
-        // A command is a process of its own: tight checks would compete with the start that they wait for.
-        let pause = match (healthy, by_command) {
-            (true, _) => interval,
-            (false, true) => health::SLOWEST_START.min(interval),
-            (false, false) => health::next_pause(begun.elapsed(), interval),
-        };
-        tokio::time::sleep(pause).await;
-        if entry.group.is_empty() {
-            return;
-        }
-        let outcome = health::check(&check, &entry, &environment).await;
-        healthy |= outcome.is_ok();
-        // The same answer again is news only when it counts towards a verdict.
-        let text = outcome.as_ref().err().cloned();
-        if outcome.is_err() || said != Some(text.clone()) {
-            shared.tell(Event::Checked { name: name.clone(), run, outcome });
-        }
-        said = Some(text);
-    }
 }
 
 #[cfg(test)]
