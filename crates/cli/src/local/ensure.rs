@@ -147,7 +147,8 @@ impl Waiting {
             && (Some(record.keeper) == self.seen || (ended && Some(record.keeper.pid) == pid))
             && let Some(problem) = record.problem
         {
-            return Err(problem);
+            // It let go of its lock and is about to be gone: what is told leaves nothing behind.
+            return if record.keeper.lives() { Ok(Look::Wait) } else { Err(problem) };
         }
         if self.spawned.is_some() && !ended {
             return Ok(Look::Wait);
