@@ -36,7 +36,7 @@ class PrepareScript:
         self.origins = origins
         for origin in origins:
             cache = self.directory / origin.name
-            subprocess.run(["git", "clone", "--quiet", "--bare", str(origin), str(cache)], check=True)
+            subprocess.run(["git", "clone", "--quiet", "--bare", "--no-local", str(origin), str(cache)], check=True)
 
     def run(self, number):
         """Milliseconds."""

@@ -106,6 +106,17 @@ fn a_service_that_joins_the_project_is_checked_out_and_served_at_the_next_wake()
     local.ok(&["wake", "w", "--wait"]);
     assert_eq!(local.curl_json("w", "http://localhost:3000/")["branch"], "w");
     assert_eq!(local.inside_ok("w", "git -C /workspace/web rev-parse --abbrev-ref HEAD"), "w");
+
+    // What came by a clone and what came by a fetch lies in packs: the next clone copies few files.
+    Fixture::commit(&fixture.api, "later", "LATER.md", "later");
+    local.ok(&["up", "later", "--no-attach"]);
+    let caches = fs::read_dir(local.home().join("git")).expect("the cache").flatten();
+    let objects = caches.map(|cache| cache.path().join("objects")).filter(|objects| objects.is_dir());
+    for at in objects {
+        let names = fs::read_dir(&at).expect("objects").flatten().map(|entry| entry.file_name());
+        let single: Vec<_> = names.filter(|name| name.len() == 2).collect();
+        assert!(single.is_empty() && at.join("pack").read_dir().expect("packs").count() >= 2, "{single:?}");
+    }
 }
 
 #[test]

@@ -143,7 +143,8 @@ fn serve_inside(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &CancellationT
     });
 }
 
-/// Shell-layer set-up, one at a time; the runtime, if one waits, is told how it went.
+/// Shell-layer set-up, one at a time; the runtime, if one waits, is told how it went. What the next clone copies is tidied
+/// last.
 fn set_up_behind(
     hub: &Arc<Hub>,
     workspace: &Arc<Workspace>,
@@ -158,6 +159,7 @@ fn set_up_behind(
             shell::run_setup(&hub, &workspace, &intent, &sandbox).await
         };
         release(&workspace, outcome).await;
+        shell::tidy_caches(&hub, &intent).await;
     });
 }
 

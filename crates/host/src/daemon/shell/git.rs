@@ -35,8 +35,24 @@ const NETWORK: Duration = Duration::from_secs(600);
 /// Longest time for asking a repository for a branch.
 const QUESTION: Duration = Duration::from_secs(15);
 
-/// One fetch of a repository at a time.
-static LOCKS: LazyLock<Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>> = LazyLock::new(Mutex::default);
+/// So many packs of a cache are made fewer: a clone copies each of them.
+const MANY_PACKS: usize = 12;
+
+/// Who may do what with one repository of the cache.
+#[derive(Debug, Default)]
+struct Turns {
+    /// One fetch at a time.
+    fetch: tokio::sync::Mutex<()>,
+    /// Clones copy packs by their names, so that none may go meanwhile.
+    packs: tokio::sync::RwLock<()>,
+}
+
+static TURNS: LazyLock<Mutex<BTreeMap<PathBuf, Arc<Turns>>>> = LazyLock::new(Mutex::default);
+
+fn turns_of(cache: &Path) -> Arc<Turns> {
+    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(turns.entry(cache.to_owned()).or_default())
+}
 
 fn cache_dir(hub: &Hub) -> PathBuf {
     hub.installation.home.join("git")
@@ -98,17 +114,30 @@ fn unreachable(hub: &Hub, name: &str, why: &str) -> Trouble {
     Trouble::new(format!("the repository of {name} cannot be read: {why}"), hint)
 }
 
+/// What git obeys in the cache. What is fetched stays one file: a clone copies objects that are files of their own one
+/// by one, which takes four times as long for a thousand of them.
+const CONFIG: &str = r#"[safe]
+	directory = *
+[protocol "ext"]
+	allow = never
+[advice]
+	detachedHead = false
+[gc]
+	auto = 0
+[fetch]
+	unpackLimit = 1
+"#;
+
 fn ensure_cache_dir(hub: &Hub) -> Result<(), Trouble> {
     let dir = cache_dir(hub);
     files::ensure_dir_for(&dir, 0o700, &hub.cache_account).map_err(super::trouble)?;
     // Root's file: the cache's account reads repositories of others, and git refuses those without a word for it.
     // What it runs there is `upload-pack`, which obeys no configuration of the repository that names a program.
     let config = dir.join("config");
-    if !config.exists() {
-        let text = "[safe]\n\tdirectory = *\n[protocol \"ext\"]\n\tallow = never\n[advice]\n\tdetachedHead = false\n[gc]\n\tauto = 0\n";
-        files::write_whole(&config, text.as_bytes(), 0o644).map_err(super::trouble)?;
+    if std::fs::read_to_string(&config).is_ok_and(|known| known == CONFIG) {
+        return Ok(());
     }
-    Ok(())
+    files::write_whole(&config, CONFIG.as_bytes(), 0o644).map_err(super::trouble)
 }
 
 pub(super) fn missing(hub: &Hub, workspace: &Workspace, intent: &WorkspaceIntent) -> Vec<Checkout> {
@@ -151,11 +180,8 @@ async fn find_start(hub: &Hub, intent: &WorkspaceIntent, wanted: &[Checkout], fr
 
 async fn fetch_cache(hub: &Hub, checkout: &Checkout) -> Result<(), Trouble> {
     let cache = cache_of(hub, &checkout.repo);
-    let lock = {
-        let mut locks = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(locks.entry(cache.clone()).or_default())
-    };
-    let _alone = lock.lock().await;
+    let turns = turns_of(&cache);
+    let _alone = turns.fetch.lock().await;
     let account = &hub.cache_account;
     if cache.is_dir() {
         let mut command = git(hub, account, &cache);
@@ -166,7 +192,7 @@ async fn fetch_cache(hub: &Hub, checkout: &Checkout) -> Result<(), Trouble> {
     let half = cache.with_extension("making");
     let _ = tokio::fs::remove_dir_all(&half).await;
     let mut command = git(hub, account, &cache_dir(hub));
-    command.args(["clone", "-q", "--bare", "--template=", "--", &checkout.repo]).arg(&half);
+    command.args(["clone", "-q", "--bare", "--no-local", "--template=", "--", &checkout.repo]).arg(&half);
     if let Err(why) = run(command, NETWORK).await {
         // The half of it takes no space from what runs.
         let _ = tokio::fs::remove_dir_all(&half).await;
@@ -175,6 +201,47 @@ async fn fetch_cache(hub: &Hub, checkout: &Checkout) -> Result<(), Trouble> {
     tokio::fs::rename(&half, &cache)
         .await
         .map_err(|e| Trouble::new(format!("cannot keep the clone of {}: {e}", checkout.directory), "look at the disk"))
+}
+
+/// Packs of a cache, and whether it has objects that are files of their own.
+fn clutter(cache: &Path) -> (usize, bool) {
+    let names = |dir: &str| {
+        let entries = std::fs::read_dir(cache.join(dir)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).collect::<Vec<_>>()
+    };
+    let is_pack = |name: &std::ffi::OsString| Path::new(name).extension().is_some_and(|e| e == "pack");
+    let packs = names("objects/pack").iter().filter(|name| is_pack(name)).count();
+    (packs, names("objects").iter().any(|name| name.len() == 2))
+}
+
+/// Makes few packs of many. Each is at least twice as large as the next smaller one afterwards, so that what is large is
+/// seldom written again.
+const REPACK: [&str; 4] = ["repack", "-q", "-d", "--geometric=2"];
+
+/// Packs what the cache holds of the repositories in many files, when nobody copies them. A failure leaves everything as
+/// it is.
+pub async fn tidy_caches(hub: &Hub, intent: &WorkspaceIntent) {
+    for checkout in intent.spec.checkouts() {
+        tidy(hub, &cache_of(hub, &checkout.repo)).await;
+    }
+}
+
+async fn tidy(hub: &Hub, cache: &Path) {
+    let is_fine = || matches!(clutter(cache), (packs, false) if packs < MANY_PACKS);
+    if is_fine() {
+        return;
+    }
+    let turns = turns_of(cache);
+    let _alone = turns.fetch.lock().await;
+    let _nobody_copies = turns.packs.write().await;
+    if is_fine() {
+        return;
+    }
+    let mut command = git(hub, &hub.cache_account, cache);
+    command.args(REPACK);
+    if let Err(why) = run(command, NETWORK).await {
+        tracing::warn!(%why, "a repository of the cache stays in many files");
+    }
 }
 
 /// Clones what is missing into the workspace's tree, on its branch.
@@ -229,6 +296,8 @@ mv -T -- "$half" "$1"
 
 async fn clone(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox, checkout: &Checkout) -> Result<(), Trouble> {
     let cache = cache_of(hub, &checkout.repo);
+    let turns = turns_of(&cache);
+    let _packs_stay = turns.packs.read().await;
     let mut entry = Entry::new(sandbox, As::User, &sandbox.cgroups.shell, WORKSPACE);
     let (seen_at, stdin) = match hub.installation.isolation {
         Isolation::Full => {
@@ -327,4 +396,35 @@ pub async fn inspect_work(sandbox: &Sandbox, intent: &WorkspaceIntent) -> Result
         }
     }
     Ok(at_risk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn git(dir: &Path, words: &[&str]) {
+        let who = ["-c", "user.name=Test", "-c", "user.email=test@example.invalid"];
+        let output = std::process::Command::new("git").current_dir(dir).args(who).args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn a_cache_of_many_packs_and_loose_objects_becomes_one_of_few_packs_and_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (dir, cache) = (dir.path(), dir.path().join(".git"));
+        git(dir, &["init", "-q", "--initial-branch=main"]);
+        let commit = || git(dir, &["commit", "-q", "--allow-empty", "-m", "one more"]);
+        for _ in 0..MANY_PACKS {
+            commit();
+            git(dir, &["repack", "-q", "-d"]);
+        }
+        assert_eq!(clutter(&cache), (MANY_PACKS, false));
+        commit();
+        assert_eq!(clutter(&cache), (MANY_PACKS, true));
+        git(&cache, &REPACK);
+        let (packs, loose) = clutter(&cache);
+        assert!(packs < MANY_PACKS && !loose, "{packs}");
+        git(dir, &["fsck", "--strict"]);
+        git(dir, &["rev-parse", &format!("refs/heads/main~{MANY_PACKS}")]);
+    }
 }

@@ -7,7 +7,7 @@ mod manifests;
 mod setup;
 
 pub use context::write as write_context;
-pub use git::{find_branch, inspect_work};
+pub use git::{find_branch, inspect_work, tidy_caches};
 pub use manifests::{facts, read as read_manifests, show_faces};
 pub(crate) use setup::shell_variables;
 pub use setup::{run_setup, step_digest};
