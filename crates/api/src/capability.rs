@@ -26,6 +26,8 @@ words!(
         Run = "run",
         /// Read logs.
         Logs = "logs",
+        /// Read the inbox.
+        Mail = "mail",
         /// See the masked environment of a service.
         Env = "env",
         /// See it unmasked. Issuing this right is audited.

@@ -18,6 +18,7 @@ pub mod home;
 pub mod host;
 pub mod ids;
 pub mod link;
+pub mod mail;
 pub mod names;
 pub mod problem;
 pub mod project;

@@ -8,9 +8,10 @@
 //! | 3 | host | octets of standard error |
 //!
 //! Endpoints of the host's stream API, all `GET` with `Authorization: Bearer <capability>`:
-//! `/host/v1/workspaces/{id}/attach`, `…/exec`, `…/runs/{command}/output`, `…/logs`; `…/env` is plain JSON.
+//! `/host/v1/workspaces/{id}/attach`, `…/exec`, `…/runs/{command}/output`, `…/logs`; `…/env`, `…/mail` and
+//! `…/mail/{message}` are plain JSON.
 
-use crate::{names::ServiceName, problem::Problem, time::Timestamp};
+use crate::{names::ServiceName, problem::Problem, resource::ResourceKind, time::Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -103,11 +104,24 @@ pub struct AttachStart {
     pub identity_follows: bool,
 }
 
+/// A client of a resource: the host knows its program and tells it how to connect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceClient {
+    /// Which.
+    pub kind: ResourceKind,
+    /// The service that has it for itself; absent: the one of the whole workspace.
+    #[serde(default)]
+    pub service: Option<ServiceName>,
+}
+
 /// A shell-layer command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecStart {
-    /// Program and arguments.
+    /// Program and arguments; of a [`ResourceClient`] the arguments alone.
     pub argv: Vec<String>,
+    /// Run the client of a resource, which must be awake.
+    #[serde(default)]
+    pub client: Option<ResourceClient>,
     /// Wants a terminal of this size.
     #[serde(default)]
     pub terminal: Option<TerminalSize>,

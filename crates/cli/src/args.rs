@@ -61,6 +61,14 @@ pub enum Command {
     Revoke(RevokeArgs),
     /// Open a service in the browser, as yourself.
     Open(OpenArgs),
+    /// The data services of a workspace: what they are for, who uses them, how they are.
+    Resources(ResourcesArgs),
+    /// Open the database with psql; wakes the runtime if needed.
+    Psql(ClientArgs),
+    /// Open the cache or queue with redis-cli; wakes the runtime if needed.
+    Redis(RedisArgs),
+    /// Read the inbox: what services sent. Also while the workspace is asleep.
+    Mail(MailArgs),
     /// Receipts and usage of a workspace.
     #[command(subcommand)]
     Workspace(WorkspaceCommand),
@@ -230,6 +238,49 @@ pub struct LogsArgs {
     /// Up to this time.
     #[arg(long, value_name = "T")]
     pub until: Option<String>,
+}
+
+/// `envforge resources`.
+#[derive(Debug, Args)]
+pub struct ResourcesArgs {
+    /// The workspace.
+    #[arg(value_name = "WS")]
+    pub ws: Option<String>,
+}
+
+/// `envforge psql`.
+#[derive(Debug, Args)]
+pub struct ClientArgs {
+    /// The workspace.
+    #[arg(value_name = "WS")]
+    pub ws: Option<String>,
+    /// The service, where each has one for itself.
+    #[arg(long, value_name = "S")]
+    pub service: Option<String>,
+    /// Arguments of the client, such as `-c 'select 1'`.
+    #[arg(last = true, value_name = "ARGS")]
+    pub argv: Vec<String>,
+}
+
+/// `envforge redis`.
+#[derive(Debug, Args)]
+pub struct RedisArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// The queue instead of the cache. A workspace with one of them needs no word for it.
+    #[arg(long)]
+    pub queue: bool,
+}
+
+/// `envforge mail`.
+#[derive(Debug, Args)]
+pub struct MailArgs {
+    /// The workspace.
+    #[arg(value_name = "WS")]
+    pub ws: Option<String>,
+    /// Show one message whole, by its id or as `latest`.
+    #[arg(long, value_name = "ID")]
+    pub show: Option<String>,
 }
 
 /// `envforge share`.

@@ -9,6 +9,7 @@ mod links;
 mod local;
 mod logs;
 mod project;
+mod resources;
 mod run;
 mod services;
 mod status;
@@ -50,6 +51,10 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Links(args) => links::list(context, args).await,
         Command::Revoke(args) => links::revoke(context, args).await,
         Command::Open(args) => links::open(context, args).await,
+        Command::Resources(args) => resources::list(context, args).await,
+        Command::Psql(args) => resources::psql(context, args).await,
+        Command::Redis(args) => resources::redis(context, args).await,
+        Command::Mail(args) => resources::inbox(context, args).await,
         Command::Workspace(command) => workspace::run(context, command).await,
         Command::Project(command) => project::run(context, command).await,
         Command::Delete(args) => delete::run(context, args).await,

@@ -3,6 +3,7 @@
 //! A reader that went away (`| head`) ends the output quietly: write errors on standard output are remembered and
 //! nothing more is written.
 
+pub(crate) mod mail;
 pub(crate) mod status;
 pub(crate) mod tables;
 pub(crate) mod times;

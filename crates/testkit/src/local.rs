@@ -3,6 +3,7 @@
 use crate::disk::SmallDisk;
 use serde_json::Value;
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader},
     os::unix::{fs::PermissionsExt, process::CommandExt},
@@ -35,6 +36,31 @@ pub struct User {
 
 /// The longest a test waits for anything. Not a performance claim: only what separates "slow" from "never".
 pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Where `scripts/setup --test-deps` puts servers that Debian does not have.
+fn tools() -> PathBuf {
+    let exe = std::env::current_exe().expect("this program");
+    exe.ancestors().nth(3).expect("the target directory").join("tools")
+}
+
+fn path() -> OsString {
+    let known = std::env::var_os("PATH").unwrap_or_default();
+    std::env::join_paths(std::env::split_paths(&known).chain([tools()])).expect("a path")
+}
+
+/// Whether an installation of [`Local`] finds this program and its users may run it. Says what is left out otherwise: not
+/// every machine has each server.
+#[must_use]
+#[expect(clippy::print_stderr, reason = "what is left out is told")]
+pub fn has_program(name: &str, left_out: &str) -> bool {
+    let mode = |at: &Path| fs::metadata(at).map_or(0, |about| about.permissions().mode());
+    let open = |at: &Path| at.ancestors().skip(1).all(|dir| mode(dir) & 0o001 != 0) && mode(at) & 0o001 != 0;
+    let found = std::env::split_paths(&path()).map(|dir| dir.join(name)).any(|at| at.is_file() && open(&at));
+    if !found {
+        eprintln!("LEFT OUT: {left_out}, without {name}");
+    }
+    found
+}
 
 impl Local {
     /// Starts an installation with the given binary.
@@ -149,8 +175,7 @@ impl Local {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         if let Some(user) = &self.user {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            command.uid(user.uid).gid(user.gid).current_dir(self.dir.path()).env_clear().env("PATH", path);
+            command.uid(user.uid).gid(user.gid).current_dir(self.dir.path()).env_clear();
             command.env("HOME", self.dir.path().join("user")).env("XDG_RUNTIME_DIR", self.dir.path().join("run"));
         }
         command
@@ -161,6 +186,7 @@ impl Local {
             .env("ENVFORGE_HOME", self.home())
             .env("ENVFORGE_BOOT_ID_PATH", &self.boot_id)
             .env("XDG_CACHE_HOME", self.dir.path().join("cache"))
+            .env("PATH", path())
             .envs(self.with.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command

@@ -27,7 +27,7 @@ const fn tool(name: &'static str, version: &'static [&'static str], required: bo
     Tool { name, version, required, get }
 }
 
-const TOOLS: [Tool; 12] = [
+const TOOLS: [Tool; 13] = [
     tool("psql", &["--version"], true, "apt-get install postgresql-client"),
     tool("redis-server", &["--version"], true, "apt-get install redis-server"),
     tool("redis-cli", &["--version"], true, "apt-get install redis-tools"),
@@ -38,6 +38,12 @@ const TOOLS: [Tool; 12] = [
     tool("curl", &["--version"], true, "apt-get install curl"),
     tool("node", &["--version"], false, "apt-get install nodejs (services written in it, and the example)"),
     tool("npm", &["--version"], false, "apt-get install npm (services written in Node, and the example)"),
+    tool(
+        "mailpit",
+        &["version", "--no-release-check"],
+        false,
+        "GOBIN=/usr/local/bin go install github.com/axllent/mailpit@v1.27.11 (managed mail)",
+    ),
     tool("claude", &["--version"], false, "npm install -g @anthropic-ai/claude-code"),
     tool("codex", &["--version"], false, "npm install -g @openai/codex"),
 ];

@@ -5,7 +5,7 @@ use crate::local::Finding;
 use comfy_table::{ContentArrangement, Table, presets};
 use envforge_api::{
     command::CommandView,
-    public::{AuditView, LinkView, UsageReport, WorkspaceView},
+    public::{AuditView, LinkView, ResourceView, UsageReport, WorkspaceView},
     time::Timestamp,
 };
 
@@ -135,6 +135,24 @@ pub(crate) fn links(all: &[LinkView], now: Timestamp) -> String {
         })
         .collect();
     table(&["LINK", "SERVICE", "FAMILIES", "BY", "EXPIRES"], rows)
+}
+
+/// `resources`: what each is, how it is, and who uses it.
+pub(crate) fn resources(all: &[ResourceView]) -> String {
+    let rows = all.iter().map(|r| {
+        let consumers = r.consumers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let of = r.service.as_ref().map(|service| format!(" of {service}")).unwrap_or_default();
+        let trouble = [r.stated.reason.as_deref(), r.stated.hint.as_deref()].into_iter().flatten();
+        vec![
+            format!("{}{of}", r.kind),
+            r.mode.to_string(),
+            r.stated.state.to_string(),
+            consumers,
+            r.url.clone(),
+            trouble.collect::<Vec<_>>().join("; "),
+        ]
+    });
+    table(&["RESOURCE", "MODE", "STATE", "USED BY", "REFERENCE", "WHY"], rows.collect())
 }
 
 /// `audit`.

@@ -10,7 +10,7 @@ use envforge_api::{
     client::Client,
     ids::WorkspaceId,
     problem::Problem,
-    stream::{Control, ExecStart},
+    stream::{Control, ExecStart, ResourceClient},
 };
 use std::{collections::BTreeMap, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,12 +31,31 @@ pub(crate) async fn run(
     argv: Vec<String>,
     git_identity: BTreeMap<String, String>,
 ) -> Result<ExitCode, Problem> {
+    begin(out, host, workspace, ExecStart { argv, client: None, terminal: None, term: None, git_identity }).await
+}
+
+/// The same with the client of a resource.
+///
+/// # Errors
+/// As [`run`], and when the resource is not ready.
+pub(crate) async fn run_client(
+    out: &Output,
+    host: &Client,
+    workspace: &WorkspaceId,
+    client: ResourceClient,
+    argv: Vec<String>,
+) -> Result<ExitCode, Problem> {
+    let git_identity = BTreeMap::new();
+    begin(out, host, workspace, ExecStart { argv, client: Some(client), terminal: None, term: None, git_identity })
+        .await
+}
+
+async fn begin(out: &Output, host: &Client, workspace: &WorkspaceId, start: ExecStart) -> Result<ExitCode, Problem> {
     let with_terminal = terminal::present();
     let start = Control::Exec(ExecStart {
-        argv,
         terminal: with_terminal.then(terminal::size),
         term: with_terminal.then(terminal::term),
-        git_identity,
+        ..start
     });
     let failed = |error: std::io::Error| Problem::internal(format!("signals cannot be received: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

@@ -142,6 +142,16 @@ pub(super) fn redactor(sandbox_dir: &Path) -> Redactor {
     Redactor::new(read_values(sandbox_dir).secrets())
 }
 
+/// The fields of a managed resource, as far as its host made them up already.
+#[must_use]
+pub(super) fn fields_of(
+    sandbox_dir: &Path,
+    kind: ResourceKind,
+    service: Option<&ServiceName>,
+) -> BTreeMap<String, Secret> {
+    read_values(sandbox_dir).fields(kind, service)
+}
+
 fn read_values(sandbox_dir: &Path) -> Values {
     let bytes = fs::read(values_path(sandbox_dir)).ok();
     bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()

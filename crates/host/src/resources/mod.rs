@@ -3,6 +3,7 @@
 //! A driver knows one server program: how its data is made, how it is started, when it answers, how it is stopped and
 //! what counts as work. Processes are the supervisor's: it starts, adopts, restarts and stops them.
 
+pub mod mail;
 pub mod postgres;
 pub mod redis;
 
@@ -98,7 +99,8 @@ pub fn driver(kind: ResourceKind) -> Option<Box<dyn Driver>> {
     match kind {
         ResourceKind::Database => Some(Box::new(postgres::Postgres)),
         ResourceKind::Cache | ResourceKind::Queue => Some(Box::new(redis::Redis)),
-        ResourceKind::Storage | ResourceKind::Mail => None,
+        ResourceKind::Mail => Some(Box::new(mail::Mailpit)),
+        ResourceKind::Storage => None,
     }
 }
 
@@ -137,7 +139,12 @@ pub fn fields(kind: ResourceKind, part: Part<'_>) -> BTreeMap<String, Secret> {
             ("host", "localhost".into()),
             ("port", port.to_string()),
         ],
-        ResourceKind::Storage | ResourceKind::Mail => vec![],
+        ResourceKind::Mail => vec![
+            ("smtp_url", format!("smtp://localhost:{port}")),
+            ("host", "localhost".into()),
+            ("port", port.to_string()),
+        ],
+        ResourceKind::Storage => vec![],
     };
     pairs.into_iter().map(|(name, value)| (name.to_owned(), Secret::new(value))).collect()
 }

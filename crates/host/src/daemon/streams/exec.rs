@@ -3,7 +3,7 @@
 use super::{
     attach,
     channel::{Cut, In, Out, Said},
-    pump,
+    client, pump,
     ready::{self, Ready, refused},
     routes::Api,
 };
@@ -34,12 +34,17 @@ const GRACE: Duration = Duration::from_secs(5);
 const WAITING: usize = 16;
 
 pub(super) async fn exec(api: &Api, workspace: &Workspace, out: &Out, input: &mut In<'_>) -> Result<i32, Cut> {
-    let start = match input.start().await? {
-        Control::Exec(start) if !start.argv.is_empty() => start,
+    let mut start = match input.start().await? {
+        Control::Exec(start) if !start.argv.is_empty() || start.client.is_some() => start,
         _ => return Err(Problem::invalid("there is no command to run", "name a program after `--`").into()),
     };
     let term = start.terminal.is_some().then(|| start.term.as_deref().unwrap_or("xterm-256color"));
-    let ready = ready::wait(api, workspace, out, term, &start.git_identity).await?;
+    let mut ready = ready::wait(api, workspace, out, term, &start.git_identity).await?;
+    if let Some(wanted) = &start.client {
+        let program = client::of(workspace, &ready.sandbox.dir, wanted)?;
+        start.argv.splice(..0, program.argv);
+        ready.environment.extend(program.environment);
+    }
     match start.terminal {
         Some(size) => on_terminal(&ready, &start, size, out, input).await,
         None => on_pipes(&ready, &start, out, input).await,

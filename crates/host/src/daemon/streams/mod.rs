@@ -1,4 +1,4 @@
-//! The host's stream API on unix sockets: attach, exec, output of runs, logs, environment. One socket for callers on
+//! The host's stream API on unix sockets: attach, exec, output of runs, logs, environment, inbox. One socket for callers on
 //! this machine (`<run>/host.sock`, capability needed for everything), and one per workspace (`<run>/w<index>/in/host.sock`,
 //! seen inside as `/run/envforge/host.sock`), which forwards `/v1/…` to the control plane as that workspace.
 //!
@@ -8,6 +8,7 @@
 
 mod attach;
 mod channel;
+mod client;
 pub mod env;
 mod exec;
 mod forward;

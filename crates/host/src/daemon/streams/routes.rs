@@ -4,8 +4,13 @@ use super::{
     channel::{self, Kind},
     env, forward,
     guard::Guard,
+    ready,
 };
-use crate::daemon::hub::{Hub, Workspace};
+use crate::{
+    daemon::hub::{Hub, Workspace},
+    resources::mail::inbox,
+    system::sandbox,
+};
 use axum::{
     Json, Router,
     extract::{
@@ -20,6 +25,7 @@ use axum::{
 use envforge_api::{
     capability::Right,
     ids::{CommandId, WorkspaceId},
+    mail::{Inbox, Mail},
     names::ServiceName,
     problem::{ErrorBody, Problem, ProblemKind},
     stream::ServiceEnv,
@@ -83,6 +89,8 @@ fn streams() -> Router<Api> {
         .route("/host/v1/workspaces/{id}/logs", get(open_logs))
         .route("/host/v1/workspaces/{id}/runs/{command}/output", get(open_output))
         .route("/host/v1/workspaces/{id}/env", get(show_env))
+        .route("/host/v1/workspaces/{id}/mail", get(show_inbox))
+        .route("/host/v1/workspaces/{id}/mail/{message}", get(show_mail))
 }
 
 /// How long a permitted caller waits for the host to hear of a workspace.
@@ -193,4 +201,38 @@ async fn show_env(
     }
     let dir = api.hub.installation.workspace_dir(&workspace.id);
     Ok(Json(env::read(&dir, service, reveal).await?))
+}
+
+impl Api {
+    /// The inbox of a workspace for whoever may read it; `None` where no mail was ever taken.
+    async fn inbox(&self, headers: &HeaderMap, id: &str) -> Result<Option<inbox::Reading>, Refusal> {
+        let (workspace, _guard) = self.open(headers, id, &[Right::Mail]).await?;
+        let slug = workspace.intent.borrow().slug.clone();
+        // Namespaces that nothing used were let go.
+        let made = sandbox::ensure(&self.hub.installation, &workspace.id, workspace.index, &slug).await;
+        Ok(inbox::open(&made.map_err(|e| ready::refused(&e))?).await?)
+    }
+}
+
+async fn show_inbox(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Json<Inbox>, Refusal> {
+    match api.inbox(&headers, &id).await? {
+        Some(reading) => Ok(Json(reading.list().await?)),
+        None => Ok(Json(Inbox { total: 0, messages: Vec::new() })),
+    }
+}
+
+async fn show_mail(
+    State(api): State<Api>,
+    Path((id, message)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Json<Mail>, Refusal> {
+    let mail = match api.inbox(&headers, &id).await? {
+        Some(reading) => reading.message(&message).await?,
+        None => None,
+    };
+    Ok(Json(mail.ok_or_else(|| Problem::not_found(format!("message `{message}`")))?))
 }

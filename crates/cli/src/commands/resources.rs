@@ -1,0 +1,117 @@
+//! `resources`, `psql`, `redis` and `mail`: the data services of a workspace, seen, opened and read.
+
+use super::services::service;
+use crate::{
+    args::{ClientArgs, MailArgs, RedisArgs, ResourcesArgs},
+    context::Context,
+    output::{mail, tables},
+    stream, wait,
+};
+use envforge_api::{
+    capability::Right,
+    mail::{Inbox, Mail},
+    names::Slug,
+    problem::{Problem, ProblemKind},
+    public::{Commanded, ResourceView, WakeRequest},
+    resource::ResourceKind,
+    states::{ResourceState, RuntimeState, ShellState},
+    stream::ResourceClient,
+};
+use serde::Serialize;
+use std::process::ExitCode;
+
+#[derive(Debug, Serialize)]
+struct Resources<'a> {
+    workspace: &'a Slug,
+    resources: &'a [ResourceView],
+}
+
+pub(super) async fn list(context: &Context, args: ResourcesArgs) -> Result<ExitCode, Problem> {
+    let workspace = context.workspace(args.ws.as_deref()).await?;
+    let view = context.view(&workspace).await?;
+    context.out.data(&Resources { workspace: &workspace, resources: &view.resources }, || {
+        if view.resources.is_empty() {
+            return format!(
+                "{workspace} has no resources known yet: they are read from each envforge.yml at the first wake"
+            );
+        }
+        tables::resources(&view.resources)
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn psql(context: &Context, args: ClientArgs) -> Result<ExitCode, Problem> {
+    open(context, &[ResourceKind::Database], args).await
+}
+
+pub(super) async fn redis(context: &Context, args: RedisArgs) -> Result<ExitCode, Problem> {
+    let kinds: &[_] = if args.queue { &[ResourceKind::Queue] } else { &[ResourceKind::Cache, ResourceKind::Queue] };
+    open(context, kinds, args.client).await
+}
+
+/// Wakes what sleeps, waits for the first of `kinds` that the workspace has, and runs its client.
+async fn open(context: &Context, kinds: &[ResourceKind], args: ClientArgs) -> Result<ExitCode, Problem> {
+    let owner = args.service.as_deref().map(service).transpose()?;
+    let workspace = context.workspace(args.ws.as_deref()).await?;
+    let client = context.client().await?;
+    let awake = |state| matches!(state, RuntimeState::Awake | RuntimeState::Waking);
+    let mut asked = None;
+    if !awake(context.view(&workspace).await?.runtime.stated.state) {
+        let path = format!("/v1/workspaces/{workspace}/wake");
+        let record: Commanded = client.post(&path, &WakeRequest::default()).await?;
+        asked = Some(record.command.generation);
+        context.out.say(&format!("waking {workspace}"));
+    }
+    let kind = wait::until(context, &workspace, |view| {
+        let stated = &view.runtime.stated;
+        if stated.state == RuntimeState::Failed && Some(view.runtime.generation) >= asked {
+            let reason = stated.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            let message = format!("the runtime of {workspace} failed{reason}");
+            return Err(Problem::new(ProblemKind::Failed, message, stated.hint.clone().unwrap_or_default()));
+        }
+        if !awake(stated.state) {
+            // It has not heard of the wake yet.
+            return Ok(None);
+        }
+        let of = |kind: &ResourceKind| view.resources.iter().find(|r| r.kind == *kind && r.service == owner);
+        let found = kinds.iter().find_map(|kind| of(kind).map(|resource| (*kind, resource)));
+        match found {
+            Some((kind, resource)) if resource.stated.state != ResourceState::Waking => Ok(Some(kind)),
+            Some(_) => Ok(None),
+            // The host says which there are.
+            None if stated.state == RuntimeState::Awake => Ok(Some(kinds[0])),
+            None => Ok(None),
+        }
+    })
+    .await?;
+    let grant = stream::grant(context, &workspace, vec![Right::Exec], None).await?;
+    let host = stream::host(context, &grant)?;
+    let wanted = ResourceClient { kind, service: owner };
+    stream::exec::run_client(&context.out, &host, &grant.workspace, wanted, args.argv).await
+}
+
+pub(super) async fn inbox(context: &Context, args: MailArgs) -> Result<ExitCode, Problem> {
+    let workspace = context.workspace(args.ws.as_deref()).await?;
+    if let Some(id) = args.show.as_deref().filter(|id| !id.bytes().all(|octet| octet.is_ascii_alphanumeric())) {
+        return Err(Problem::not_found(format!("message `{id}`")));
+    }
+    let grant = stream::grant(context, &workspace, vec![Right::Mail], None).await?;
+    if context.view(&workspace).await?.shell.state != ShellState::Ready {
+        wait::until_shell_ready(context, &workspace).await?;
+    }
+    let host = stream::host(context, &grant)?;
+    let path = format!("/host/v1/workspaces/{}/mail", grant.workspace);
+    if let Some(id) = args.show {
+        let message: Mail = host.get(&format!("{path}/{id}")).await?;
+        context.out.data(&message, || mail::message(&message));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let inbox: Inbox = host.get(&path).await?;
+    context.out.data(&inbox, || {
+        if inbox.messages.is_empty() {
+            return format!("no mail in {workspace}");
+        }
+        mail::list(&inbox)
+    });
+    Ok(ExitCode::SUCCESS)
+}
