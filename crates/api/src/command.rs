@@ -4,10 +4,12 @@ use crate::{
     generation::Generation,
     ids::{CommandId, WorkspaceId},
     names::{Branch, ServiceName, Slug},
+    resource::ResourceKind,
     states::{CommandState, words},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 words!(
     /// What a command record asks for.
@@ -59,6 +61,11 @@ pub enum RunTarget {
         /// Name of the test.
         #[serde(default)]
         name: Option<String>,
+    },
+    /// Wipe data services and fill them anew; their consumers are restarted.
+    Reset {
+        /// Which; never empty.
+        kinds: BTreeSet<ResourceKind>,
     },
     /// Any command.
     Argv {

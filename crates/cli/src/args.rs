@@ -63,6 +63,8 @@ pub enum Command {
     Open(OpenArgs),
     /// The data services of a workspace: what they are for, who uses them, how they are.
     Resources(ResourcesArgs),
+    /// Wipe data services and fill them anew; the services that use them are restarted.
+    Reset(ResetArgs),
     /// Open the database with psql; wakes the runtime if needed.
     Psql(ClientArgs),
     /// Open the cache or queue with redis-cli; wakes the runtime if needed.
@@ -246,6 +248,17 @@ pub struct ResourcesArgs {
     /// The workspace.
     #[arg(value_name = "WS")]
     pub ws: Option<String>,
+}
+
+/// `envforge reset`.
+#[derive(Debug, Args)]
+pub struct ResetArgs {
+    /// The workspace if not the one you are in, then what to wipe: database, cache, queue, storage, mail.
+    #[arg(value_name = "WS|KIND", num_args = 1.., required = true)]
+    pub words: Vec<String>,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// `envforge psql`.

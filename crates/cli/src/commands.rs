@@ -52,6 +52,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Revoke(args) => links::revoke(context, args).await,
         Command::Open(args) => links::open(context, args).await,
         Command::Resources(args) => resources::list(context, args).await,
+        Command::Reset(args) => resources::reset(context, args).await,
         Command::Psql(args) => resources::psql(context, args).await,
         Command::Redis(args) => resources::redis(context, args).await,
         Command::Mail(args) => resources::inbox(context, args).await,

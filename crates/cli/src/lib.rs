@@ -161,6 +161,7 @@ mod tests {
             "open",
             "open a web",
             "resources a --json",
+            "reset a database mail --yes",
             "psql a -- -c select",
             "psql --service web",
             "redis a --queue -- ping",

@@ -1,7 +1,7 @@
 //! Data services as people use them: seen, opened with their clients, read while asleep, whole after a killed server.
 
 use envforge_testkit::{
-    fixture::{API_YML, Fixture},
+    fixture::{API_YML, Fixture, WEB_YML},
     local::{Local, has_program},
     machine::eventually,
 };
@@ -134,4 +134,93 @@ fn a_client_opens_what_it_is_for_waking_the_runtime_and_a_resource_is_shown_with
         table.contains("database") && table.contains("ready") && table.contains("redis://resource.cache"),
         "{table}"
     );
+}
+
+const SEED: &str = "create table seeded(n int);\ninsert into seeded values (1), (2), (3);\ncreate table ran(n int);\n";
+
+fn rows(local: &Local, sql: &str) -> String {
+    local.ok(&["psql", "w", "--", "-XAtc", sql]).trim().to_owned()
+}
+
+/// The web service with a seed, and a step that notes how many rows it found.
+fn seeded(local: &Local) -> Fixture {
+    let fixture = Fixture::create(local.dir());
+    let seeded = WEB_YML.replace("database: { required: true }", "database: { required: true, seed: db/seed.sql }");
+    let noted = "setup:\n  note: ['psql $DATABASE_URL -c ''insert into ran select count(*) from seeded''']";
+    Fixture::commit(&fixture.web, "main", "envforge.yml", &seeded.replace("setup:", noted));
+    Fixture::commit(&fixture.web, "main", "db/seed.sql", SEED);
+    fixture.apply(local);
+    fixture
+}
+
+#[test]
+fn a_new_database_is_filled_before_anyone_uses_it_and_a_reset_fills_it_anew_restarting_its_consumers_alone() {
+    let local = Local::start(Path::new(env!("CARGO_BIN_EXE_envforge")));
+    let _fixture = seeded(&local);
+    local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
+    let found = "select count(*) || ':' || (select string_agg(n::text, ',') from ran) from seeded";
+    assert_eq!(rows(&local, found), "3:3");
+
+    // Neither at the next wake nor when the file changes: only what is new is filled.
+    local.ok(&["sleep", "w", "--wait"]);
+    let file = local.workspace_dir("w").join("files/web/db/seed.sql");
+    fs::write(&file, SEED.replace("(3)", "(3), (4)")).expect("write");
+    local.ok(&["wake", "w", "--wait"]);
+    assert_eq!(rows(&local, found), "3:3");
+
+    // Whatever its owner made goes too, one from which others are copied as well.
+    for sql in
+        ["create database further", "alter database further is_template true", "insert into notes(text) values ('x')"]
+    {
+        rows(&local, sql);
+    }
+    local.ok(&["redis", "w", "--", "set", "k", "kept"]);
+    let since = |name: &str| {
+        let view = local.json(&["status", "w"]);
+        let services = view["services"].as_array().expect("services").iter();
+        services.filter(|s| s["name"] == name).map(|s| s["since"].to_string()).collect::<String>()
+    };
+    let (web, api) = (since("web"), since("api"));
+    let refused = local.run(&["reset", "w", "database"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && said.contains("restarts web") && said.contains("--yes"), "{said}");
+    let done = local.run(&["reset", "w", "database", "--yes"]);
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success() && said.contains("wiping database"), "{said}");
+    local.wait_healthy("w");
+    assert_eq!(rows(&local, found), "4:4");
+    let left = "select (select count(*) from notes) + (select count(*) from pg_database where datname = 'further')";
+    assert_eq!(rows(&local, left), "0");
+    assert_eq!(local.ok(&["redis", "w", "--", "get", "k"]).trim(), "kept");
+    assert!(since("web") != web && since("api") == api);
+    assert_eq!(local.json(&["workspace", "commands", "w", "--limit", "1"])["commands"][0]["state"], "succeeded");
+    for (words, hint) in [
+        (["reset", "w", "storage", "--yes"], "it has: cache, database"),
+        (["reset", "w", "disk", "--yes"], "name one or more of"),
+    ] {
+        let refused = local.run(&words);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains(hint), "{said}");
+    }
+}
+
+#[test]
+fn a_seed_that_fails_blocks_its_database_with_the_reason_until_it_is_mended() {
+    let local = Local::start(Path::new(env!("CARGO_BIN_EXE_envforge")));
+    let fixture = seeded(&local);
+    Fixture::commit(&fixture.web, "main", "db/seed.sql", "create table half(n int);\nselect nonsense;\n");
+    let up = local.run(&["up", "w", "-c", "--no-attach", "--wait"]);
+    assert_eq!(up.status.code(), Some(1), "{up:?}");
+    let view = local.status("w");
+    let database = resource(&view, "database");
+    assert_eq!((&database["state"], &view["runtime"]["state"]), (&"blocked".into(), &"awake".into()), "{view}");
+    assert_eq!(database["reason"], "the seed web/db/seed.sql failed with status 3");
+    assert!(local.ok(&["logs", "w", "setup"]).contains("nonsense"));
+    fs::write(local.workspace_dir("w").join("files/web/db/seed.sql"), SEED).expect("write");
+    local.ok(&["redis", "w", "--", "set", "k", "v"]);
+    local.ok(&["reset", "w", "cache", "--yes"]);
+    local.ok(&["restart", "w", "web"]);
+    local.wait_healthy("w");
+    assert_eq!(rows(&local, "select count(*) from pg_tables where tablename in ('half', 'seeded')"), "1");
+    assert_eq!(local.ok(&["redis", "w", "--", "exists", "k"]).trim(), "0");
 }

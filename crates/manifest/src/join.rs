@@ -3,7 +3,7 @@
 
 use crate::{
     EnvSource, EnvValue, FoundManifest, Health, Probe, Resolution, ResolvedHealth, ResolvedResource, ResolvedService,
-    ServiceField, ServiceManifest, WorkspaceFacts, WorkspaceField, project::value_text,
+    Seed, ServiceField, ServiceManifest, WorkspaceFacts, WorkspaceField, project::value_text,
 };
 use envforge_api::{
     names::ServiceName,
@@ -119,8 +119,8 @@ impl Join<'_> {
                 let service = (scope == ResourceScope::Service).then(|| side.entry.name.clone());
                 let at =
                     all.iter().position(|known| known.kind == *kind && known.service == service).unwrap_or_else(|| {
-                        let (consumers, extensions) = (Vec::new(), Vec::new());
-                        all.push(ResolvedResource { kind: *kind, mode, scope, service, consumers, extensions });
+                        let (consumers, extensions, seeds) = (Vec::new(), Vec::new(), Vec::new());
+                        all.push(ResolvedResource { kind: *kind, mode, scope, service, consumers, extensions, seeds });
                         all.len() - 1
                     });
                 let resource = &mut all[at];
@@ -130,6 +130,11 @@ impl Join<'_> {
                         resource.extensions.push(extension.clone());
                     }
                 }
+                resource.seeds.extend(declared.seed.as_ref().map(|file| Seed {
+                    service: side.entry.name.clone(),
+                    directory: self.directory(side.entry),
+                    file: file.clone(),
+                }));
             }
         }
         all

@@ -133,6 +133,20 @@ pub struct ResolvedResource {
     pub consumers: Vec<ServiceName>,
     /// PostgreSQL extensions asked for.
     pub extensions: Vec<String>,
+    /// What fills it when it is new, in the order of its consumers.
+    #[serde(default)]
+    pub seeds: Vec<Seed>,
+}
+
+/// A file that fills a new database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seed {
+    /// The service that declared it.
+    pub service: ServiceName,
+    /// Directory of the service, below the workspace.
+    pub directory: String,
+    /// The file, relative to that directory.
+    pub file: String,
 }
 
 /// Joins a project with the manifests found in one workspace's checkouts. Never fails: what cannot be started is

@@ -136,7 +136,11 @@ impl Fixture {
     /// # Panics
     /// When git fails.
     pub fn commit(bare: &Path, branch: &str, file: &str, text: &str) {
-        change(bare, branch, |at| fs::write(at.join(file), text).expect("write"));
+        change(bare, branch, |at| {
+            let at = at.join(file);
+            fs::create_dir_all(at.parent().expect("a directory")).expect("make a directory");
+            fs::write(at, text).expect("write");
+        });
     }
 
     /// Removes a file from a branch of a bare repository (made from `main` where new).

@@ -2,13 +2,14 @@
 
 use super::services::service;
 use crate::{
-    args::{ClientArgs, MailArgs, RedisArgs, ResourcesArgs},
+    args::{ClientArgs, MailArgs, RedisArgs, ResetArgs, ResourcesArgs},
     context::Context,
     output::{mail, tables},
     stream, wait,
 };
 use envforge_api::{
     capability::Right,
+    command::{RunSpec, RunTarget},
     mail::{Inbox, Mail},
     names::Slug,
     problem::{Problem, ProblemKind},
@@ -18,7 +19,7 @@ use envforge_api::{
     stream::ResourceClient,
 };
 use serde::Serialize;
-use std::process::ExitCode;
+use std::{collections::BTreeSet, process::ExitCode};
 
 #[derive(Debug, Serialize)]
 struct Resources<'a> {
@@ -38,6 +39,43 @@ pub(super) async fn list(context: &Context, args: ResourcesArgs) -> Result<ExitC
         tables::resources(&view.resources)
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is wiped, and where. The first word is a workspace unless it names a kind.
+fn reset_words(words: &[String]) -> Result<(Option<&str>, BTreeSet<ResourceKind>), Problem> {
+    let (ws, kinds) = match words {
+        [first, rest @ ..] if first.parse::<ResourceKind>().is_err() => (Some(first.as_str()), rest),
+        kinds => (None, kinds),
+    };
+    let all = || ResourceKind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ");
+    let usage = |message: String| Problem::new(ProblemKind::Usage, message, format!("name one or more of: {}", all()));
+    let read = |word: &String| word.parse().map_err(|_| usage(format!("`{word}` is no kind of resource")));
+    let kinds: BTreeSet<ResourceKind> = kinds.iter().map(read).collect::<Result<_, _>>()?;
+    if kinds.is_empty() { Err(usage("nothing to reset was named".into())) } else { Ok((ws, kinds)) }
+}
+
+pub(super) async fn reset(context: &Context, args: ResetArgs) -> Result<ExitCode, Problem> {
+    let (ws, kinds) = reset_words(&args.words)?;
+    let workspace = context.workspace(ws).await?;
+    let view = context.view(&workspace).await?;
+    let names = kinds.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ");
+    let uses = |resource: &&ResourceView| kinds.contains(&resource.kind);
+    let consumers: BTreeSet<&str> =
+        view.resources.iter().filter(uses).flat_map(|r| &r.consumers).map(|name| name.as_str()).collect();
+    let consumers = consumers.into_iter().collect::<Vec<_>>().join(", ");
+    let restarted = if consumers.is_empty() { String::new() } else { format!("; restarts {consumers}") };
+    if !args.yes {
+        if !context.out.can_ask() {
+            let message = format!("resetting {names} of {workspace} wipes everything in it{restarted}");
+            let hint = format!("`envforge reset {workspace} {} --yes` does it", names.replace(", ", " "));
+            return Err(Problem::new(ProblemKind::Usage, message, hint));
+        }
+        context.out.say(&format!("wipes everything in {names} of {workspace}{restarted}"));
+        if !context.out.confirm(&format!("Reset {names} of {workspace}?"))? {
+            return Err(Problem::new(ProblemKind::Failed, format!("{workspace} was not reset"), ""));
+        }
+    }
+    super::run::begin(context, &workspace, RunSpec { service: None, target: RunTarget::Reset { kinds } }, false).await
 }
 
 pub(super) async fn psql(context: &Context, args: ClientArgs) -> Result<ExitCode, Problem> {

@@ -17,6 +17,7 @@ use envforge_api::{
     client::Client,
     command::{CommandView, RunSpec},
     ids::CommandId,
+    names::Slug,
     problem::{Problem, ProblemKind},
     public::{Commanded, RunRequest},
     states::CommandState,
@@ -29,15 +30,24 @@ pub(super) async fn run(context: &Context, args: RunArgs) -> Result<ExitCode, Pr
     let (ws, target) = words::run_target(&args.words, &args.argv)?;
     let service = args.service.as_deref().map(service).transpose()?;
     let workspace = context.workspace(ws.as_deref()).await?;
+    begin(context, &workspace, RunSpec { service, target }, args.detach).await
+}
+
+/// Has something run and follows it to its end, unless `detach`.
+pub(super) async fn begin(
+    context: &Context,
+    workspace: &Slug,
+    spec: RunSpec,
+    detach: bool,
+) -> Result<ExitCode, Problem> {
     let client = context.client().await?;
-    let id = CommandId::generate();
-    let request = RunRequest { id, spec: RunSpec { service, target } };
+    let request = RunRequest { id: CommandId::generate(), spec };
     let asked: Commanded = client.post(&format!("/v1/workspaces/{workspace}/runs"), &request).await?;
-    if args.detach {
+    if detach {
         context.out.data(&asked.command, || asked.command.id.to_string());
         return Ok(ExitCode::SUCCESS);
     }
-    let grant = stream::grant(context, &workspace, vec![Right::Run], None).await?;
+    let grant = stream::grant(context, workspace, vec![Right::Run], None).await?;
     let host = stream::host(context, &grant)?;
     let failed = |error: std::io::Error| Problem::internal(format!("signals cannot be received: {error}"));
     let mut follower = Follower {

@@ -34,6 +34,16 @@ pub(crate) async fn run(
     if matches!(&request.spec.target, RunTarget::Argv { argv } if argv.is_empty()) {
         return Err(Problem::invalid("the command is empty", "envforge run -- COMMAND [ARGUMENT…]").into());
     }
+    let reset = match &request.spec.target {
+        RunTarget::Reset { kinds } if kinds.is_empty() => {
+            return Err(Problem::invalid("no resource is named", "envforge reset KIND…").into());
+        }
+        RunTarget::Reset { kinds } => {
+            let kinds: Vec<&str> = kinds.iter().map(|kind| kind.as_str()).collect();
+            Some(kinds.join(", "))
+        }
+        RunTarget::Setup { .. } | RunTarget::Test { .. } | RunTarget::Argv { .. } => None,
+    };
     let (key, id) = (workspace.clone(), request.id.clone());
     let host = db::write(&app.pool, move |tx| {
         Box::pin(async move {
@@ -64,8 +74,12 @@ pub(crate) async fn run(
             }
             let act = LeasedAct::Run { workspace: row.id.clone(), spec: request.spec };
             hosts::store::lease(&mut *tx, &row.host, &request.id, &act).await?;
-            let details = [("command", request.id.to_string())];
-            audit::store::add(tx, &row.organization, &by, "workspace.run", row.slug.as_str(), &details).await?;
+            let command = ("command", request.id.to_string());
+            let (action, details) = match reset {
+                Some(kinds) => ("workspace.reset", vec![command, ("resources", kinds)]),
+                None => ("workspace.run", vec![command]),
+            };
+            audit::store::add(tx, &row.organization, &by, action, row.slug.as_str(), &details).await?;
             Ok(row.host)
         })
     })

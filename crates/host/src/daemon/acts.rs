@@ -1,7 +1,7 @@
 //! Leased commands: acts that are done once, by an id the caller made. Ledgered before they begin and when they end.
 
 use super::{
-    hub::{Hub, Workspace},
+    hub::{Hub, Reset, Workspace},
     runtime, shell,
 };
 use crate::{
@@ -22,10 +22,12 @@ use envforge_api::{
     command::{ActAnswer, ActReport, LeasedAct, LeasedCommand, RunSpec, RunTarget},
     ids::CommandId,
     public::{Commanded, WakeRequest},
+    resource::ResourceKind,
     states::{CommandState, RuntimeState, ShellState, Stated, Trouble},
 };
 use envforge_manifest::{Layer, ResolvedService, Step};
-use std::{io::Write, os::unix::fs::OpenOptionsExt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io::Write, os::unix::fs::OpenOptionsExt, sync::Arc, time::Duration};
+use tokio::sync::oneshot;
 
 /// Takes over leases that are new; those known already are being done or were done.
 pub(super) fn take(hub: &Arc<Hub>, leases: Vec<LeasedCommand>) {
@@ -220,6 +222,9 @@ async fn run(hub: &Arc<Hub>, workspace: &Workspace, id: &CommandId, spec: &RunSp
     let sandbox = ready_sandbox(hub, workspace).await?;
     let intent = workspace.intent.borrow().clone();
     let description = runtime::describe(&intent, &sandbox).await?;
+    if let RunTarget::Reset { kinds } = &spec.target {
+        return reset(hub, workspace, id, &description, kinds).await;
+    }
     let parts = parts(&sandbox, &description, spec)?;
     if parts.iter().all(|part| part.layer == Layer::Shell) {
         return run_in_shell(hub, &sandbox, &description, id, &parts).await;
@@ -233,6 +238,24 @@ async fn run(hub: &Arc<Hub>, workspace: &Workspace, id: &CommandId, spec: &RunSp
         parts: parts.iter().map(|part| runtime_part(&description, part)).collect(),
     };
     supervisor.ok_or_else(gone)?.ask(Ask::Run(order)).await?;
+    Ok(follow(workspace, id).await.unwrap_or_else(|| interrupted(id)))
+}
+
+/// Wipes data services and fills them anew, in a runtime that is awake.
+async fn reset(
+    hub: &Arc<Hub>,
+    workspace: &Workspace,
+    id: &CommandId,
+    description: &runtime::Description,
+    kinds: &BTreeSet<ResourceKind>,
+) -> Result<ActReport, Trouble> {
+    description.can_be_reset(kinds)?;
+    awake(hub, workspace).await?;
+    let (answer, begun) = oneshot::channel();
+    let asked = workspace.resets.send(Reset { id: id.clone(), kinds: kinds.clone(), answer });
+    let gone = || Trouble::new("the workspace was removed", "");
+    asked.map_err(|_| gone())?;
+    begun.await.map_err(|_| gone())??;
     Ok(follow(workspace, id).await.unwrap_or_else(|| interrupted(id)))
 }
 
@@ -292,8 +315,8 @@ fn parts(sandbox: &Sandbox, description: &runtime::Description, spec: &RunSpec) 
         for service in &all {
             for step in steps(service).iter().filter(|s| name.as_ref().is_none_or(|n| s.name.as_str() == n)) {
                 let full = format!("{}.{}", service.name, step.name);
-                let data = if step.layer == Layer::Runtime { description.data.as_str() } else { "" };
-                let digest = shell::step_digest(sandbox, &service.directory, step, data);
+                let data = if step.layer == Layer::Runtime { description.data_of(service) } else { String::new() };
+                let digest = shell::step_digest(sandbox, &service.directory, step, &data);
                 for (at, command) in step.run.iter().enumerate() {
                     let last = at + 1 == step.run.len();
                     parts.push(Part {
@@ -323,6 +346,7 @@ fn parts(sandbox: &Sandbox, description: &runtime::Description, spec: &RunSpec) 
     match &spec.target {
         RunTarget::Setup { name } => of_steps("setup step", name, |s| &s.setup),
         RunTarget::Test { name } => of_steps("test", name, |s| &s.tests),
+        RunTarget::Reset { .. } => Ok(Vec::new()),
         RunTarget::Argv { argv } => Ok(vec![Part {
             service: all[0].name.clone(),
             title: argv.first().cloned().unwrap_or_default(),

@@ -15,6 +15,7 @@ use envforge_api::{
     ids::{AttachId, CommandId, HostId, WorkspaceId},
     problem::Diagnostic,
     project::RuntimeSize,
+    resource::ResourceKind,
     secret::Secret,
     states::{ShellState, Stated, Trouble},
     time::Timestamp,
@@ -24,7 +25,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Shared state of one daemon.
@@ -111,6 +112,21 @@ pub struct Workspace {
     pub faces: watch::Sender<Vec<Face>>,
     /// The runtime.
     pub runtime: watch::Sender<RuntimeFacts>,
+    /// Data services that are to be wiped while the runtime is awake.
+    pub resets: mpsc::UnboundedSender<Reset>,
+    /// The same, for the task that keeps the runtime.
+    pub(super) resets_asked: Mutex<Option<mpsc::UnboundedReceiver<Reset>>>,
+}
+
+/// Data services to be wiped and filled anew.
+#[derive(Debug)]
+pub struct Reset {
+    /// Its record.
+    pub id: CommandId,
+    /// Which.
+    pub kinds: BTreeSet<ResourceKind>,
+    /// Whether it began.
+    pub answer: oneshot::Sender<Result<(), Trouble>>,
 }
 
 impl Workspace {
@@ -122,7 +138,10 @@ impl Workspace {
             DesiredShell::Ready => ShellState::Absent,
             DesiredShell::Absent => ShellState::Preparing,
         };
+        let (resets, asked) = mpsc::unbounded_channel();
         Self {
+            resets,
+            resets_asked: Mutex::new(Some(asked)),
             id: intent.workspace.clone(),
             index,
             intent: watch::Sender::new(intent),

@@ -8,9 +8,9 @@ use super::{
 use crate::{
     resources,
     supervise::{
-        protocol::{ProcessSpec, ResourceSpec, RuntimeSpec, SetupStep, VERSION},
+        protocol::{ProcessSpec, ResourceSpec, RuntimeSpec, SeedStep, SetupStep, VERSION},
         redact::Redactor,
-        setup::read_done,
+        setup::{Done, read_done},
     },
     system::{
         SystemError, boot,
@@ -56,11 +56,40 @@ pub(super) struct Description {
     pub(super) resolution: Resolution,
     /// Values to mask.
     pub(super) secrets: Vec<Secret>,
-    /// Names the workspace's data: runtime steps are done for these data.
-    pub(super) data: String,
+    values: Values,
 }
 
 impl Description {
+    /// Names the data that a service uses: its runtime steps are done for these.
+    #[must_use]
+    pub(super) fn data_of(&self, service: &ResolvedService) -> String {
+        self.values.data_of(service.declared.keys().copied())
+    }
+
+    /// Whether these resources are servers of the workspace's own.
+    ///
+    /// # Errors
+    /// The first that is none.
+    pub(super) fn can_be_reset(&self, kinds: &BTreeSet<ResourceKind>) -> Result<(), Trouble> {
+        for kind in kinds {
+            let Some(known) = self.resources.iter().find(|known| known.resource.kind == *kind) else {
+                let all: BTreeSet<&str> = self.resources.iter().map(|known| known.resource.kind.as_str()).collect();
+                let all = all.into_iter().collect::<Vec<_>>().join(", ");
+                let hint = if all.is_empty() { "it has none".into() } else { format!("it has: {all}") };
+                return Err(Trouble::new(format!("no service of the workspace uses {kind}"), hint));
+            };
+            if known.resource.mode != ResourceMode::Managed {
+                let mode = known.resource.mode;
+                let hint = "only what is managed can be reset: its data is the workspace's own";
+                return Err(Trouble::new(format!("{kind} is {mode}"), hint));
+            }
+            if let Some(trouble) = &known.blocked {
+                return Err(Trouble::new(format!("{kind} is blocked: {}", trouble.reason), trouble.hint.clone()));
+            }
+        }
+        Ok(())
+    }
+
     /// Findings of all manifests.
     #[must_use]
     pub(super) fn diagnostics(&self) -> Vec<Diagnostic> {
@@ -82,6 +111,9 @@ struct Values {
     /// Names the data of this workspace: new data has a new name.
     #[serde(default)]
     data: String,
+    /// How often the data of one resource was made anew.
+    #[serde(default)]
+    resets: BTreeMap<ResourceKind, u32>,
 }
 
 impl Values {
@@ -119,6 +151,17 @@ impl Values {
         resources::fields(kind, resources::Part { service, password, number })
     }
 
+    /// Names the data of these resources: other data has another name.
+    fn data_of(&self, kinds: impl IntoIterator<Item = ResourceKind>) -> String {
+        let mut name = self.data.clone();
+        for kind in kinds {
+            if let Some(times) = self.resets.get(&kind) {
+                name.push_str(&format!(" {kind} {times}"));
+            }
+        }
+        name
+    }
+
     /// What must not be shown.
     fn secrets(&self) -> impl Iterator<Item = &Secret> {
         self.passwords.values().chain(self.passwords_of_services.values())
@@ -134,6 +177,19 @@ fn values(sandbox: &Sandbox, resources: &[ResolvedResource]) -> Result<Values, S
         files::write_durably(&values_path(&sandbox.dir), &bytes, 0o600)?;
     }
     Ok(values)
+}
+
+/// Has these resources made anew: whoever describes them from here on says so, and whoever starts their servers wipes them.
+///
+/// # Errors
+/// When the disk refuses; nothing is to be wiped then.
+pub(super) fn renew(sandbox_dir: &Path, kinds: &BTreeSet<ResourceKind>) -> Result<(), SystemError> {
+    let mut values = read_values(sandbox_dir);
+    for kind in kinds {
+        *values.resets.entry(*kind).or_default() += 1;
+    }
+    let bytes = serde_json::to_vec(&values).unwrap_or_default();
+    files::write_durably(&values_path(sandbox_dir), &bytes, 0o600)
 }
 
 /// What must not be shown of a workspace, as far as its host made it up already.
@@ -171,17 +227,17 @@ pub(super) async fn describe(intent: &WorkspaceIntent, sandbox: &Sandbox) -> Res
     let resolution = resolve(&intent.spec, &found, &shell::facts(intent));
     let values = values(sandbox, &resolution.resources).map_err(system)?;
     let done = read_done(&sandbox.dir, Layer::Runtime);
-    let resources: Vec<ResourceSpec> = resolution.resources.iter().map(|r| resource(r, &values)).collect();
+    let resources: Vec<ResourceSpec> = resolution.resources.iter().map(|r| resource(r, &values, &done)).collect();
     let mut processes = Vec::new();
     for service in &resolution.services {
         processes.extend(processes_of(sandbox, service, &resources, &values, &done));
     }
     let secrets = values.secrets().cloned().collect();
     shell::write_context(sandbox, intent, &found).map_err(system)?;
-    Ok(Description { processes, resources, resolution, secrets, data: values.data })
+    Ok(Description { processes, resources, resolution, secrets, values })
 }
 
-fn resource(resolved: &ResolvedResource, values: &Values) -> ResourceSpec {
+fn resource(resolved: &ResolvedResource, values: &Values, done: &Done) -> ResourceSpec {
     let kind = resolved.kind;
     let not_here = || {
         Trouble::new(
@@ -204,7 +260,15 @@ fn resource(resolved: &ResolvedResource, values: &Values) -> ResourceSpec {
         ResourceMode::Managed => values.fields(kind, resolved.service.as_ref()),
         ResourceMode::Provided | ResourceMode::Cloud | ResourceMode::Disabled => BTreeMap::new(),
     };
-    ResourceSpec { resource: resolved.clone(), fields, blocked }
+    let seeds = resolved.seeds.iter().map(|seed| SeedStep {
+        name: format!("{kind}.seed.{}", seed.service),
+        directory: seed.directory.clone(),
+        file: seed.file.clone(),
+        digest: values.data_of([kind]),
+    });
+    let seeds = seeds.filter(|seed| done.get(&seed.name) != Some(&seed.digest)).collect();
+    let reset = values.resets.get(&kind).copied().unwrap_or_default();
+    ResourceSpec { resource: resolved.clone(), fields, blocked, seeds, reset }
 }
 
 fn processes_of(
@@ -212,7 +276,7 @@ fn processes_of(
     service: &ResolvedService,
     resources: &[ResourceSpec],
     values: &Values,
-    done: &BTreeMap<String, String>,
+    done: &Done,
 ) -> Vec<ProcessSpec> {
     let (declared, unset_secret) = declared_environment(service, resources);
     let mut environment: BTreeMap<String, Secret> =
@@ -226,9 +290,10 @@ fn processes_of(
             )
         })
     });
+    let data = values.data_of(service.declared.keys().copied());
     let setup = service.setup.iter().filter(|step| step.layer == Layer::Runtime).filter_map(|step| {
         let name = format!("{}.{}", service.name, step.name);
-        let digest = shell::step_digest(sandbox, &service.directory, step, &values.data);
+        let digest = shell::step_digest(sandbox, &service.directory, step, &data);
         (done.get(&name) != Some(&digest)).then(|| SetupStep { name, run: step.run.clone(), digest })
     });
     let setup: Vec<SetupStep> = setup.collect();
@@ -403,6 +468,7 @@ mod tests {
             service: service.map(|name| name.parse().expect("a name")),
             consumers: vec![],
             extensions: vec![],
+            seeds: vec![],
         };
         let of = |service| {
             [ResourceKind::Cache, ResourceKind::Queue, ResourceKind::Database].map(|kind| resource(kind, service))

@@ -3,7 +3,7 @@
 use crate::{
     supervise::{
         self,
-        protocol::{Answer, Ask, KNOWS_TRAFFIC, Message, Request, Snapshot, VERSION},
+        protocol::{Answer, Ask, KNOWS_RESET, KNOWS_TRAFFIC, Message, Request, Snapshot, VERSION},
     },
     system::{SystemError, enter, sandbox::Sandbox},
 };
@@ -197,6 +197,12 @@ impl Supervisor {
     #[must_use]
     pub fn knows_traffic(&self) -> bool {
         self.version >= KNOWS_TRAFFIC
+    }
+
+    /// Whether it can wipe data services; one from before an upgrade cannot.
+    #[must_use]
+    pub fn knows_reset(&self) -> bool {
+        self.version >= KNOWS_RESET
     }
 
     /// Asks and waits for the answer.

@@ -89,6 +89,18 @@ impl Driver for Mailpit {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    fn wipe<'a>(&'a self, context: &'a Context, _kind: ResourceKind) -> LocalBoxFuture<'a, Result<(), Trouble>> {
+        Box::pin(async move {
+            let emptied = async {
+                match inbox::open(&context.sandbox).await? {
+                    Some(inbox) => inbox.empty().await,
+                    None => Ok(()),
+                }
+            };
+            emptied.await.map_err(|problem| Trouble::new(problem.message, problem.hint))
+        })
+    }
+
     fn stop<'a>(&'a self, _context: &'a Context, pid: Pid) -> LocalBoxFuture<'a, ()> {
         super::signal(pid, Signal::SIGTERM);
         Box::pin(std::future::ready(()))

@@ -7,7 +7,7 @@ pub mod mail;
 pub mod postgres;
 pub mod redis;
 
-use crate::system::sandbox::Sandbox;
+use crate::{supervise::protocol::SeedStep, system::sandbox::Sandbox};
 use envforge_api::{names::ServiceName, resource::ResourceKind, secret::Secret, states::Trouble};
 use futures_util::future::LocalBoxFuture;
 use nix::{
@@ -51,10 +51,16 @@ pub struct Context {
 /// A part of a server: a database of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
+    /// What it is for.
+    pub kind: ResourceKind,
     /// Values of the resource's fields; see [`fields`].
     pub fields: BTreeMap<String, Secret>,
     /// PostgreSQL extensions asked for.
     pub extensions: Vec<String>,
+    /// What fills it while it is new.
+    pub seeds: Vec<SeedStep>,
+    /// How often it was asked to be wiped.
+    pub reset: u32,
 }
 
 /// One kind of server.
@@ -79,6 +85,10 @@ pub trait Driver: std::fmt::Debug {
 
     /// After the first answer: users, passwords, extensions.
     fn prepare<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>>;
+
+    /// Removes all data of the kind, while the server serves and nothing of the workspace uses it. Cut short anywhere, it is
+    /// called again; [`Driver::prepare`] follows.
+    fn wipe<'a>(&'a self, context: &'a Context, kind: ResourceKind) -> LocalBoxFuture<'a, Result<(), Trouble>>;
 
     /// Asks its main process to end in the way that keeps everything acknowledged; the caller waits for the end.
     fn stop<'a>(&'a self, context: &'a Context, pid: Pid) -> LocalBoxFuture<'a, ()>;

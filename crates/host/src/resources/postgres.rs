@@ -214,6 +214,11 @@ fn password_path(context: &Context) -> PathBuf {
     context.sandbox.dir.join("state").join("postgresql.password")
 }
 
+/// Written last by what prepares the cluster: for which passwords and extensions.
+fn mark_path(context: &Context) -> PathBuf {
+    context.sandbox.dir.join("state").join("postgresql.prepared")
+}
+
 /// Directory of the cluster's own socket, below the data. Whoever runs in the workspace may listen on ports before the
 /// cluster does, and would be told the superuser's password: in here nobody but the cluster's user can.
 const SOCKET: &str = "postgresql-socket";
@@ -344,7 +349,7 @@ impl Driver for Postgres {
                 serde_json::json!({ "name": field("name"), "password": field("password"), "extensions": share.extensions })
             });
             let mark = serde_json::Value::from_iter(parts).to_string();
-            let mark_path = context.sandbox.dir.join("state").join("postgresql.prepared");
+            let mark_path = mark_path(context);
             if fs::read_to_string(&mark_path).is_ok_and(|known| known == mark) {
                 return Ok(());
             }
@@ -384,6 +389,25 @@ impl Driver for Postgres {
         })
     }
 
+    fn wipe<'a>(&'a self, context: &'a Context, _kind: ResourceKind) -> LocalBoxFuture<'a, Result<(), Trouble>> {
+        Box::pin(async {
+            let (doing, hint) = ("wipe the database", "`envforge logs WS database` has what PostgreSQL said");
+            // What it says is about to be true no more.
+            match fs::remove_file(mark_path(context)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(trouble(doing, error, hint)),
+                Ok(()) | Err(_) => {}
+            }
+            let Ok(own) = fs::read_to_string(password_path(context)) else { return Ok(()) };
+            let door = Door::open(context).map_err(|e| trouble(doing, e, hint))?;
+            let wiped = async {
+                let mut connection = door.connect(&own, "postgres").await?;
+                drop_everything(&mut connection).await?;
+                connection.close().await
+            };
+            wiped.await.map_err(|e| trouble(doing, e, hint))
+        })
+    }
+
     fn stop<'a>(&'a self, _context: &'a Context, pid: Pid) -> LocalBoxFuture<'a, ()> {
         // Fast shutdown: sessions are ended, a checkpoint is written. SIGTERM would wait for every client.
         super::signal(pid, Signal::SIGINT);
@@ -398,6 +422,23 @@ impl Driver for Postgres {
 /// DDL takes no parameters. What is put in is of our own alphabets: passwords of a-z and 2-7, names of a-z, 0-9 and _.
 async fn run(connection: &mut PgConnection, statement: String) -> Result<(), sqlx::Error> {
     sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(connection).await.map(drop)
+}
+
+/// Drops every database and role that is not the cluster's own. The names are quoted by the server.
+async fn drop_everything(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let databases =
+        "SELECT quote_ident(datname) FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1')";
+    for name in sqlx::query_scalar::<_, String>(databases).fetch_all(&mut *connection).await? {
+        // Its owner may have made it one from which others are copied, which cannot be dropped.
+        run(connection, format!("ALTER DATABASE {name} IS_TEMPLATE false")).await?;
+        run(connection, format!("DROP DATABASE {name} WITH (FORCE)")).await?;
+    }
+    let roles = "SELECT quote_ident(rolname) FROM pg_roles WHERE rolname <> current_user AND rolname !~ '^pg_'";
+    for name in sqlx::query_scalar::<_, String>(roles).fetch_all(&mut *connection).await? {
+        run(connection, format!("DROP OWNED BY {name} CASCADE")).await?;
+        run(connection, format!("DROP ROLE {name}")).await?;
+    }
+    Ok(())
 }
 
 /// A database with the role that owns it, made where it is missing.

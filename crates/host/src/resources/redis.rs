@@ -32,6 +32,15 @@ async fn shut_down() -> io::Result<()> {
     }
 }
 
+/// Empties one of the numbered databases.
+async fn flush(number: u16) -> io::Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", ResourceKind::Cache.port())).await?;
+    stream.write_all(format!("SELECT {number}\r\nFLUSHDB SYNC\r\nQUIT\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    if answer.lines().eq(["+OK", "+OK", "+OK"]) { Ok(()) } else { Err(io::Error::other(answer.trim().to_owned())) }
+}
+
 impl Driver for Redis {
     fn name(&self) -> &'static str {
         "redis"
@@ -89,6 +98,20 @@ impl Driver for Redis {
 
     fn prepare<'a>(&'a self, _context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn wipe<'a>(&'a self, context: &'a Context, kind: ResourceKind) -> LocalBoxFuture<'a, Result<(), Trouble>> {
+        Box::pin(async move {
+            for share in context.shares.iter().filter(|share| share.kind == kind) {
+                let number = share.fields.get("url").and_then(|url| url.expose().rsplit('/').next()?.parse().ok());
+                let Some(number) = number else { continue };
+                flush(number).await.map_err(|error| {
+                    let hint = "`envforge logs WS redis` may say why; it is tried again at the next wake";
+                    Trouble::new(format!("cannot empty the {kind}: {error}"), hint)
+                })?;
+            }
+            Ok(())
+        })
     }
 
     fn stop<'a>(&'a self, _context: &'a Context, pid: Pid) -> LocalBoxFuture<'a, ()> {

@@ -29,9 +29,11 @@ use std::{
 };
 
 /// Version of this protocol. A daemon speaks every version back to the oldest supervisor it may find.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The first version that knows [`Ask::Traffic`].
 pub const KNOWS_TRAFFIC: u32 = 2;
+/// The first version that knows [`Ask::Reset`].
+pub const KNOWS_RESET: u32 = 3;
 
 /// Everything a supervisor needs. Written by the daemon before it starts the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +79,25 @@ pub struct ResourceSpec {
     pub fields: BTreeMap<String, Secret>,
     /// Set when it cannot be had on this host: it stays blocked.
     pub blocked: Option<Trouble>,
+    /// What is still to fill it before anyone is told that it is ready.
+    #[serde(default)]
+    pub seeds: Vec<SeedStep>,
+    /// How often it was asked to be wiped. What was done of that is in `state/wiped.json`.
+    #[serde(default)]
+    pub reset: u32,
+}
+
+/// A file that fills a new database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedStep {
+    /// `database.seed.backend`.
+    pub name: String,
+    /// Directory below the workspace.
+    pub directory: String,
+    /// The file, relative to it.
+    pub file: String,
+    /// Recorded in `state/setup.json` as done with this digest when it succeeds: it names the data.
+    pub digest: String,
 }
 
 /// One service or worker.
@@ -162,6 +183,8 @@ pub enum Ask {
     },
     /// Run a command in a service's environment, in the runtime; holds it awake meanwhile.
     Run(RunOrder),
+    /// Wipe data services and fill them anew. Told and followed as a run.
+    Reset(ResetOrder),
     /// Stop a run (SIGTERM, grace, SIGKILL).
     CancelRun {
         /// The run.
@@ -182,6 +205,19 @@ pub enum Ask {
         /// Why: `asked`, `delete`, `schedule`, `cap`, `stale-epoch`, ….
         reason: String,
     },
+}
+
+/// Data services to be wiped and filled anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetOrder {
+    /// Its record.
+    pub id: CommandId,
+    /// Which.
+    pub kinds: BTreeSet<ResourceKind>,
+    /// The processes that use them, as they are to start afterwards.
+    pub processes: Vec<ProcessSpec>,
+    /// Every resource that any service needs from then on.
+    pub resources: Vec<ResourceSpec>,
 }
 
 /// A command to be run in a service's environment.

@@ -5,7 +5,9 @@ use super::{
     events::Event,
     health, logs, process,
     protocol::{ResourceSpec, RuntimeSpec},
+    reset,
     runtime::{Runtime, Shared},
+    seed,
 };
 use crate::{
     resources::{Context, Driver, Share, driver},
@@ -27,7 +29,7 @@ use envforge_api::{
 };
 use nix::unistd::Pid;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
@@ -102,7 +104,13 @@ pub(super) fn servers(spec: &RuntimeSpec, shared: &Shared, now: Timestamp) -> BT
             ready: BootMillis(0),
             backoff: Duration::ZERO,
         });
-        let share = Share { fields: resource.fields.clone(), extensions: resource.resource.extensions.clone() };
+        let share = Share {
+            kind: resource.resource.kind,
+            reset: resource.reset,
+            fields: resource.fields.clone(),
+            extensions: resource.resource.extensions.clone(),
+            seeds: resource.seeds.clone(),
+        };
         server.context.send_modify(|context| context.shares.push(share));
         server.specs.push(resource.clone());
     }
@@ -126,6 +134,23 @@ impl Runtime {
         }
         let blocked = self.spec.resources.iter().find(|r| r.resource.kind == kind).and_then(|r| r.blocked.clone());
         blocked.map(Some)
+    }
+
+    /// The state of the server of a resource, and what is wrong with it; `None` where it has none.
+    pub(super) fn state_of(&self, kind: ResourceKind) -> Option<(ResourceState, Option<Trouble>)> {
+        let server = self.servers.values().find(|server| server.specs.iter().any(|s| s.resource.kind == kind))?;
+        let Stated { state, reason, hint, .. } = &server.stated;
+        let trouble = reason.clone().map(|reason| Trouble::new(reason, hint.clone().unwrap_or_default()));
+        Some((*state, trouble))
+    }
+
+    /// Shows the servers of these resources as on their way until they say otherwise.
+    pub(super) fn expect_servers(&mut self, kinds: &BTreeSet<ResourceKind>) {
+        for server in self.servers.values_mut() {
+            if server.specs.iter().any(|spec| kinds.contains(&spec.resource.kind)) {
+                server.state(ResourceState::Waking, None);
+            }
+        }
     }
 
     pub(super) fn resource_reports(&self) -> Vec<ResourceReport> {
@@ -213,9 +238,11 @@ impl Runtime {
         server.state(ResourceState::Ready, None);
     }
 
-    /// It serves those that it served before; what was asked for anew cannot be had.
+    /// It serves, but what was asked for anew cannot be had.
     pub(super) fn server_unprepared(&mut self, name: &'static str, run: u64, trouble: Trouble) {
         let Some(server) = self.servers.get_mut(name).filter(|s| s.run == run) else { return };
+        server.ready = boot::now();
+        server.serves = true;
         let text = format!("{name}: {}", trouble.reason);
         server.state(ResourceState::Blocked, Some(trouble));
         self.note(LogLevel::Error, &text);
@@ -345,14 +372,25 @@ async fn run_server(
     };
     let ready = async {
         wait_until_it_answers(driver.as_ref(), &context).await?;
-        driver.prepare(&context).await?;
-        shared.tell(Event::ServerReady { server: name, run });
-        while contexts.changed().await.is_ok() {
+        prepare(driver.as_ref(), shared, &context).await?;
+        loop {
             let context = contexts.borrow_and_update().clone();
-            shared.tell(match driver.prepare(&context).await {
+            let filled = async {
+                prepare(driver.as_ref(), shared, &context).await?;
+                seed::fill(shared, &context).await
+            };
+            let told = match filled.await {
                 Ok(()) => Event::ServerReady { server: name, run },
                 Err(trouble) => Event::ServerUnprepared { server: name, run, trouble },
-            });
+            };
+            // Of what is asked for by now it says nothing.
+            if contexts.has_changed().is_ok_and(|changed| changed) {
+                continue;
+            }
+            shared.tell(told);
+            if contexts.changed().await.is_err() {
+                break;
+            }
         }
         std::future::pending::<Result<(), Trouble>>().await
     };
@@ -368,6 +406,14 @@ async fn run_server(
     };
     copying.abort();
     outcome
+}
+
+/// Has the server hold what is asked for, and nothing of what was to be wiped.
+async fn prepare(driver: &dyn Driver, shared: &Shared, context: &Context) -> Result<(), Trouble> {
+    let due = reset::due(shared, context);
+    reset::wipe(driver, context, &due).await?;
+    driver.prepare(context).await?;
+    reset::done(shared, &due)
 }
 
 async fn wait_until_it_answers(driver: &dyn Driver, context: &Context) -> Result<(), Trouble> {

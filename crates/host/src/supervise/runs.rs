@@ -33,7 +33,7 @@ pub(super) struct Run {
     /// Whether set-up steps are among what it runs.
     is_setup: bool,
     title: String,
-    group: Group,
+    group: Option<Group>,
     cancelled: bool,
     state: CommandState,
     exit_code: Option<i32>,
@@ -86,32 +86,15 @@ impl Runtime {
             return Answer::Accepted;
         }
         let is_setup = order.parts.iter().any(|part| part.records.is_some());
-        if is_setup && self.is_setting_up() {
-            let slug = &self.shared.sandbox.hostname;
-            let hint = format!("wait until that has ended: `envforge logs {slug} setup -f` shows it");
-            return Answer::Refused { trouble: Trouble::new("set-up steps are running already", hint) };
+        if is_setup && let Err(trouble) = self.may_set_up() {
+            return Answer::Refused { trouble };
         }
         let group = match self.shared.sandbox.cgroups.runtime_child(&format!("runs/{}", order.id)) {
             Ok(group) => group,
             Err(error) => return Answer::Refused { trouble: Trouble::new(error.to_string(), error.hint) },
         };
         let title = order.parts.first().map_or_else(String::new, |part| part.title.clone());
-        let run = Run {
-            is_setup,
-            title,
-            group: group.clone(),
-            cancelled: false,
-            state: CommandState::Running,
-            exit_code: None,
-            reason: None,
-        };
-        let ended: Vec<CommandId> =
-            self.runs.iter().filter(|(_, run)| run.state.is_final()).map(|(id, _)| id.clone()).collect();
-        for old in ended.iter().rev().skip(REMEMBERED) {
-            self.runs.remove(old);
-        }
-        prune_outputs(&self.shared.sandbox.dir);
-        self.runs.insert(order.id.clone(), run);
+        self.remember_run(&order.id, is_setup, title, Some(group.clone()));
         let shared = Rc::clone(&self.shared);
         // Ends with its command; a sleep or a cancellation ends the group, and the command with it.
         tokio::task::spawn_local(async move {
@@ -127,10 +110,44 @@ impl Runtime {
         Answer::Accepted
     }
 
+    fn may_set_up(&self) -> Result<(), Trouble> {
+        if !self.is_setting_up() {
+            return Ok(());
+        }
+        let hint =
+            format!("wait until that has ended: `envforge logs {} setup -f` shows it", self.shared.sandbox.hostname);
+        Err(Trouble::new("set-up steps are running already", hint))
+    }
+
+    fn remember_run(&mut self, id: &CommandId, is_setup: bool, title: String, group: Option<Group>) {
+        let ended: Vec<CommandId> =
+            self.runs.iter().filter(|(_, run)| run.state.is_final()).map(|(id, _)| id.clone()).collect();
+        for old in ended.iter().rev().skip(REMEMBERED) {
+            self.runs.remove(old);
+        }
+        prune_outputs(&self.shared.sandbox.dir);
+        let state = CommandState::Running;
+        self.runs
+            .insert(id.clone(), Run { is_setup, title, group, cancelled: false, state, exit_code: None, reason: None });
+    }
+
+    /// Remembers what ends with set-up steps and has no process of its own.
+    ///
+    /// # Errors
+    /// When steps run already, or its output cannot be kept.
+    pub(super) fn note_run(&mut self, id: &CommandId, title: String) -> Result<Output, Trouble> {
+        self.may_set_up()?;
+        let output = Output::of(&self.shared, id)?;
+        self.remember_run(id, true, title, None);
+        Ok(output)
+    }
+
+    /// What has no process of its own cannot be stopped in the middle.
     pub(super) fn cancel_run(&mut self, id: &CommandId) {
         let Some(run) = self.runs.get_mut(id).filter(|run| !run.state.is_final()) else { return };
+        let Some(group) = run.group.clone() else { return };
         run.cancelled = true;
-        let (group, grace) = (run.group.clone(), self.shared.grace);
+        let grace = self.shared.grace;
         tokio::task::spawn_local(async move { process::stop(&group, grace).await });
     }
 
@@ -155,11 +172,29 @@ impl Runtime {
 
 /// Appends frames to a run's file.
 #[derive(Debug)]
-struct Output {
+pub(super) struct Output {
     file: std::cell::RefCell<fs::File>,
 }
 
 impl Output {
+    fn of(shared: &Shared, id: &CommandId) -> Result<Self, Trouble> {
+        let path = output_path(&shared.sandbox.dir, id);
+        Self::create(&path).map_err(|e| {
+            let error = SystemError::new("keep the run's output", e).on_disk(&path);
+            Trouble::new(error.to_string(), error.hint)
+        })
+    }
+
+    /// A line for whoever follows.
+    pub(super) fn say(&self, line: &str) {
+        self.write(&RunFrame::Err(format!("{line}\n")));
+    }
+
+    /// The last word.
+    pub(super) fn exit(&self, code: i32) {
+        self.write(&RunFrame::Exit(code));
+    }
+
     fn create(path: &Path) -> std::io::Result<Self> {
         let file = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
         Ok(Self { file: std::cell::RefCell::new(file) })
@@ -175,11 +210,7 @@ impl Output {
 }
 
 async fn run_parts(shared: &Rc<Shared>, order: &RunOrder, group: &Group) -> Result<i32, Trouble> {
-    let path = output_path(&shared.sandbox.dir, &order.id);
-    let output = Output::create(&path).map_err(|e| {
-        let error = SystemError::new("keep the run's output", e).on_disk(&path);
-        Trouble::new(error.to_string(), error.hint)
-    })?;
+    let output = Output::of(shared, &order.id)?;
     let several = order.parts.len() > 1;
     let mut code = 0;
     for part in &order.parts {
@@ -205,7 +236,7 @@ async fn run_parts(shared: &Rc<Shared>, order: &RunOrder, group: &Group) -> Resu
         }
     }
     process::end(group).await;
-    output.write(&RunFrame::Exit(code));
+    output.exit(code);
     Ok(code)
 }
 

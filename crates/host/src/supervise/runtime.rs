@@ -8,6 +8,7 @@ use super::{
     process,
     protocol::{Answer, Ask, Ended, RuntimeSpec, Snapshot, VERSION},
     redact::Redactor,
+    reset::Reset,
     resource::Server,
     runs::Run,
     service::Service,
@@ -95,6 +96,7 @@ pub(super) struct Runtime {
     pub(super) released: BTreeMap<String, Option<Trouble>>,
     pub(super) start: Option<StartVerdict>,
     pub(super) runs: BTreeMap<CommandId, Run>,
+    pub(super) reset: Option<Reset>,
     pub(super) hold_until: Option<Timestamp>,
     meter: Meter,
     metering: bool,
@@ -149,6 +151,7 @@ impl Runtime {
             released: BTreeMap::new(),
             start: None,
             runs: BTreeMap::new(),
+            reset: None,
             meter: meter.map_err(doing)?,
             metering: false,
             judge: None,
@@ -272,7 +275,7 @@ impl Runtime {
     }
 
     fn asked(&mut self, ask: Ask) -> Answer {
-        if let (Phase::Sleeping(_), Ask::Update { .. } | Ask::Run(_)) = (&self.phase, &ask) {
+        if let (Phase::Sleeping(_), Ask::Update { .. } | Ask::Run(_) | Ask::Reset(_)) = (&self.phase, &ask) {
             let trouble = Trouble::new("the runtime is going to sleep", "wake it again when it is asleep");
             return Answer::Refused { trouble };
         }
@@ -285,6 +288,7 @@ impl Runtime {
             }
             Ask::Release { services } => self.released.extend(services),
             Ask::Run(order) => return self.begin_run(order),
+            Ask::Reset(order) => return self.begin_reset(order),
             Ask::CancelRun { id } => self.cancel_run(&id),
             Ask::Hold { until } => self.hold_until = until,
             Ask::Traffic { age_ms } => {
@@ -300,6 +304,7 @@ impl Runtime {
         if matches!(self.phase, Phase::Sleeping(_)) {
             return;
         }
+        self.advance_reset();
         self.start_servers();
         self.start_setups();
         self.start_services();

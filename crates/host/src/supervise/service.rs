@@ -119,6 +119,11 @@ impl Service {
         self.spec.blocked.is_some() || blocked || late || hangs
     }
 
+    /// Whether a process of it may still do something.
+    pub(super) fn has_process(&self) -> bool {
+        matches!(self.doing, Doing::Running { .. } | Doing::Stopping)
+    }
+
     /// Whether it is on its way and shows neither that it is there nor what is wrong.
     pub(super) fn is_quiet(&self) -> bool {
         matches!(self.stated.state, ServiceState::Starting | ServiceState::Stopped)
@@ -175,6 +180,9 @@ impl Runtime {
     }
 
     fn obstacle(&self, spec: &ProcessSpec) -> Obstacle {
+        if self.reset.as_ref().is_some_and(|reset| reset.holds(&spec.service)) {
+            return Obstacle::Waits;
+        }
         if let Some(trouble) = &spec.blocked {
             return Obstacle::Blocked(trouble.clone());
         }

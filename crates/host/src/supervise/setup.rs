@@ -17,7 +17,13 @@ use envforge_api::{
     stream::LogLevel,
 };
 use envforge_manifest::Layer;
-use std::{collections::BTreeMap, fs, path::Path, rc::Rc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+use tokio::net::unix::pipe;
 
 /// The steps of one service.
 #[derive(Debug)]
@@ -175,25 +181,31 @@ async fn run_steps(shared: &Rc<Shared>, service: &str, steps: &[SetupStep], of: 
 }
 
 async fn run_one(shared: &Rc<Shared>, service: &str, command: &str, of: &ProcessSpec) -> Result<i32, Trouble> {
-    let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
-    let group = shared.sandbox.cgroups.runtime_child(&format!("setup/{service}")).map_err(system)?;
     let directory = Path::new(WORKSPACE).join(&of.directory);
+    logged(shared, service, directory, &process::shell(command), &process::exposed(&of.environment)).await
+}
+
+/// Runs a command as the workspace's user in a group of its own; what it says goes to the log `setup`. Nothing of it is
+/// left when this is over.
+pub(super) async fn logged(
+    shared: &Rc<Shared>,
+    group: &str,
+    directory: PathBuf,
+    argv: &[String],
+    environment: &BTreeMap<String, String>,
+) -> Result<i32, Trouble> {
+    let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
+    let group = shared.sandbox.cgroups.runtime_child(&format!("setup/{group}")).map_err(system)?;
     let entry = Entry { oom_score_adj: 500, ..Entry::new(&shared.sandbox, As::User, &group, directory) };
-    let mut child =
-        process::spawn(&entry, &process::shell(command), &process::exposed(&of.environment)).map_err(system)?;
+    let mut child = process::spawn(&entry, argv, environment).map_err(system)?;
     let (out, err) = (child.stdout.take(), child.stderr.take());
-    let copy_out = async {
-        if let Some(out) = out {
-            shared.logs.clone().copy("setup".into(), out).await;
-        }
-    };
-    let copy_err = async {
-        if let Some(err) = err {
-            shared.logs.clone().copy("setup".into(), err).await;
+    let copy = async |from: Option<pipe::Receiver>| {
+        if let Some(from) = from {
+            shared.logs.clone().copy("setup".into(), from).await;
         }
     };
     let copied = async {
-        tokio::join!(copy_out, copy_err);
+        tokio::join!(copy(out), copy(err));
     };
     let status = process::wait_copied(&mut child, copied).await;
     process::end(&group).await;

@@ -7,7 +7,7 @@ mod instance;
 mod update;
 
 use super::{
-    hub::{Hub, RuntimeFacts, Workspace},
+    hub::{Hub, Reset, RuntimeFacts, Workspace},
     inside, parked,
     plan::{Found, Step, plan},
     shell, streams,
@@ -22,7 +22,13 @@ use envforge_api::{
     states::{RuntimeState, ShellState, Stated, Trouble},
     time::Timestamp,
 };
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -214,6 +220,7 @@ async fn keep_runtime(hub: &Arc<Hub>, workspace: &Arc<Workspace>, setup: &Arc<Mu
     let mut shell = workspace.shell.subscribe();
     let mut may_wake = hub.may_wake.subscribe();
     let mut memory = Memory::default();
+    let mut resets = workspace.resets_asked.lock().unwrap_or_else(PoisonError::into_inner).take();
     instance::adopt(hub, workspace, &mut memory).await;
     change(hub, workspace, |facts| facts.known = true);
     let mut look = tokio::time::interval(LOOK_FOR_EDITS);
@@ -248,8 +255,16 @@ async fn keep_runtime(hub: &Arc<Hub>, workspace: &Arc<Workspace>, setup: &Arc<Mu
             snapshot = next => instance::heard(hub, workspace, &mut memory, snapshot),
             // A supervisor that could not be replaced is tried again without anyone asking.
             () = tokio::time::sleep(REPLACE_AGAIN), if lost => {}
+            Some(reset) = asked(&mut resets) => update::reset(hub, workspace, &intent, &mut memory, setup, reset).await,
             _ = look.tick(), if connected => update::look_for_edits(hub, workspace, &intent).await,
         }
+    }
+}
+
+async fn asked(resets: &mut Option<mpsc::UnboundedReceiver<Reset>>) -> Option<Reset> {
+    match resets {
+        Some(resets) => resets.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,15 +3,16 @@
 use super::{Memory, change, set_up_behind};
 use crate::{
     daemon::{
-        hub::{Hub, Workspace},
+        hub::{Hub, Reset, Workspace},
         runtime, shell,
     },
-    supervise::protocol::{Ask, ProcessSpec, ResourceSpec},
+    supervise::protocol::{Ask, ProcessSpec, ResetOrder, ResourceSpec, RuntimeSpec},
     system::{files, sandbox::Sandbox},
 };
 use envforge_api::{
     host::{Refusal, WorkspaceIntent},
     names::ServiceName,
+    states::Trouble,
     time::Timestamp,
 };
 use envforge_manifest::FoundManifest;
@@ -85,32 +86,11 @@ pub(super) async fn update(
     if let Err(error) = runtime::write_env_files(&made, &description, is_fresh) {
         tracing::error!(%error, "environment files cannot be written");
     }
-    let mut next = spec;
-    for process in &fresh {
-        match next.services.iter_mut().find(|known| known.name == process.name) {
-            Some(known) => *known = process.clone(),
-            None => next.services.push(process.clone()),
-        }
-    }
-    // A file that cannot be used now does not take away what its service runs with.
-    let mut resources = description.resources.clone();
-    let declared = |kept: &ResourceSpec| {
-        let same = |new: &ResourceSpec| {
-            (new.resource.kind, &new.resource.service) == (kept.resource.kind, &kept.resource.service)
-        };
-        description.resources.iter().any(same)
-    };
-    resources.extend(next.resources.iter().filter(|kept| !declared(kept)).cloned());
-    next.resources.clone_from(&resources);
+    let (mut next, resources) = renewed(spec, &fresh, &description);
     next.stopped.clone_from(&stopped);
     next.generation = intent.generation;
     next.hold_until = intent.hold_until;
-    if let Err(error) = serde_json::to_vec(&next)
-        .map_err(std::io::Error::from)
-        .and_then(|bytes| files::write_durably(&runtime::spec_path(&made.dir), &bytes, 0o600).map_err(|e| e.source))
-    {
-        tracing::error!(%error, "the runtime's description cannot be written");
-    }
+    keep(&made, &next);
     memory.spec = Some(next);
     let waits_for_shell = fresh.iter().any(|p| p.awaits_shell);
     let hold = supervisor.ask(Ask::Hold { until: intent.hold_until }).await;
@@ -137,6 +117,93 @@ pub(super) async fn update(
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// The description of a runtime with these processes as they are now, and every resource that any of its services needs.
+fn renewed(
+    mut spec: RuntimeSpec,
+    fresh: &[ProcessSpec],
+    description: &runtime::Description,
+) -> (RuntimeSpec, Vec<ResourceSpec>) {
+    for process in fresh {
+        match spec.services.iter_mut().find(|known| known.name == process.name) {
+            Some(known) => *known = process.clone(),
+            None => spec.services.push(process.clone()),
+        }
+    }
+    // A file that cannot be used now does not take away what its service runs with.
+    let mut resources = description.resources.clone();
+    let declared = |kept: &ResourceSpec| {
+        let same = |new: &ResourceSpec| {
+            (new.resource.kind, &new.resource.service) == (kept.resource.kind, &kept.resource.service)
+        };
+        description.resources.iter().any(same)
+    };
+    resources.extend(spec.resources.iter().filter(|kept| !declared(kept)).cloned());
+    spec.resources.clone_from(&resources);
+    (spec, resources)
+}
+
+/// Writes the description down, for a supervisor that has to take over.
+fn keep(made: &Sandbox, spec: &RuntimeSpec) {
+    if let Err(error) = serde_json::to_vec(spec)
+        .map_err(std::io::Error::from)
+        .and_then(|bytes| files::write_durably(&runtime::spec_path(&made.dir), &bytes, 0o600).map_err(|e| e.source))
+    {
+        tracing::error!(%error, "the runtime's description cannot be written");
+    }
+}
+
+/// Data services are to be wiped and filled anew, and their consumers restarted.
+pub(super) async fn reset(
+    hub: &Arc<Hub>,
+    workspace: &Arc<Workspace>,
+    intent: &WorkspaceIntent,
+    memory: &mut Memory,
+    setup: &Arc<Mutex<()>>,
+    reset: Reset,
+) {
+    let outcome = begin_reset(hub, workspace, intent, memory, setup, &reset).await;
+    // An act that nobody waits for any more goes on all the same.
+    let _ = reset.answer.send(outcome);
+}
+
+async fn begin_reset(
+    hub: &Arc<Hub>,
+    workspace: &Arc<Workspace>,
+    intent: &WorkspaceIntent,
+    memory: &mut Memory,
+    setup: &Arc<Mutex<()>>,
+    reset: &Reset,
+) -> Result<(), Trouble> {
+    let facts = workspace.runtime.borrow().clone();
+    let (Some(supervisor), Some(spec)) = (facts.supervisor, memory.spec.clone()) else {
+        return Err(Trouble::new("the runtime went to sleep before the reset began", "run it again"));
+    };
+    if !supervisor.knows_reset() {
+        return Err(Trouble::new("the runtime was woken by an older version", "`envforge sleep`, then try again"));
+    }
+    let made = spec.sandbox.clone();
+    // From here on it is wiped whatever happens: by this runtime, or by the next one.
+    runtime::renew(&made.dir, &reset.kinds).map_err(|e| Trouble::new(e.to_string(), e.hint))?;
+    let description = runtime::describe(intent, &made).await?;
+    let of_kind = description.resources.iter().filter(|known| reset.kinds.contains(&known.resource.kind));
+    let consumers: BTreeSet<&ServiceName> = of_kind.flat_map(|known| &known.resource.consumers).collect();
+    let uses = |process: &&ProcessSpec| consumers.iter().any(|service| service.as_str() == process.service);
+    let fresh: Vec<ProcessSpec> = description.processes.iter().filter(uses).cloned().collect();
+    if let Err(error) = runtime::write_env_files(&made, &description, |service| consumers.contains(service)) {
+        tracing::error!(%error, "environment files cannot be written");
+    }
+    let (next, resources) = renewed(spec, &fresh, &description);
+    keep(&made, &next);
+    memory.spec = Some(next);
+    let waits_for_shell = fresh.iter().any(|process| process.awaits_shell);
+    let order = ResetOrder { id: reset.id.clone(), kinds: reset.kinds.clone(), processes: fresh, resources };
+    supervisor.ask(Ask::Reset(order)).await?;
+    if waits_for_shell {
+        set_up_behind(hub, workspace, intent.clone(), made, setup);
+    }
+    Ok(())
 }
 
 /// Compares the envforge.yml files of an awake runtime with what it runs.

@@ -15,6 +15,7 @@ use envforge_api::{
     problem::{Problem, ProblemKind},
     time::Timestamp,
 };
+use hyper::{Method, body::Bytes};
 use nix::{sys::signal::Signal, unistd::Pid};
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
@@ -227,6 +228,21 @@ impl Reading {
             html: mail.html,
             attachments: mail.attachments.unwrap_or_default().into_iter().map(file).collect(),
         }))
+    }
+
+    /// Removes every message.
+    ///
+    /// # Errors
+    /// When the server does not answer as it should.
+    pub(super) async fn empty(&self) -> Result<(), Problem> {
+        // It answers with a word that is no JSON.
+        let asked = self.client.raw(Method::DELETE, "/api/v1/messages", Bytes::new());
+        match timeout(PATIENCE, asked).await {
+            Ok(Ok((200..=299, _))) => Ok(()),
+            Ok(Ok((status, _))) => Err(failed("empty the inbox", format!("status {status}"), "try again")),
+            Ok(Err(problem)) => Err(problem),
+            Err(_) => Err(failed("empty the inbox", "mailpit does not answer", "try again")),
+        }
     }
 
     async fn ask<A: serde::de::DeserializeOwned>(&self, path: &str) -> Result<A, Problem> {
