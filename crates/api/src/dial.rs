@@ -46,7 +46,7 @@ pub struct Ask {
 }
 
 /// What is waited for.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wait {
     /// The wake: whatever was before it is of no interest.
     pub generation: Generation,

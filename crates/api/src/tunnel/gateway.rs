@@ -1,8 +1,8 @@
 //! The gateway's end: opens streams.
 
 use super::{
-    Broken, CONNECTION_WINDOW, HEADERS, MAX_STREAMS, NotOpened, OPEN_HEADER, Open, PATIENCE, Pipe, SEND_BUFFER,
-    STREAM_WINDOW, WHY_HEADER,
+    Broken, CONNECTION_WINDOW, Connected, HEADERS, INSTANCE_HEADER, MAX_STREAMS, NotOpened, OPEN_HEADER, Open,
+    PATIENCE, Pipe, SEND_BUFFER, STREAM_WINDOW, WHY_HEADER,
     alive::{Ears, Heard},
 };
 use h2::client::SendRequest;
@@ -66,7 +66,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// The host's reason, or [`NotOpened::Away`].
-    pub async fn open(&self, what: &Open) -> Result<Pipe, NotOpened> {
+    pub async fn open(&self, what: &Open) -> Result<Connected<Pipe>, NotOpened> {
         let what = serde_json::to_vec(what).ok().and_then(|json| HeaderValue::from_bytes(&json).ok());
         let mut what = what.ok_or(NotOpened::Unknown)?;
         what.set_sensitive(true);
@@ -75,10 +75,11 @@ impl Tunnel {
         let mut sender = self.sender.clone().ready().await.map_err(|_| NotOpened::Away)?;
         let (answer, send) = sender.send_request(request, false).map_err(|_| NotOpened::Away)?;
         let answer = answer.await.map_err(|_| NotOpened::Away)?;
+        let told = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
         if answer.status() != StatusCode::OK {
-            let why = answer.headers().get(WHY_HEADER).and_then(|why| why.to_str().ok()?.parse().ok());
-            return Err(why.unwrap_or(NotOpened::Unknown));
+            return Err(told(WHY_HEADER).and_then(|why| why.parse().ok()).unwrap_or(NotOpened::Unknown));
         }
-        Ok(Pipe::new(send, answer.into_body()))
+        let instance = told(INSTANCE_HEADER).and_then(|instance| instance.parse().ok());
+        Ok((Pipe::new(send, answer.into_body()), instance))
     }
 }

@@ -1,8 +1,8 @@
 //! The host's end: answers for every stream, and connects it to what it is for.
 
 use super::{
-    Broken, CONNECTION_WINDOW, HEADERS, MAX_STREAMS, NotOpened, OPEN_HEADER, Open, PATIENCE, Pipe, SEND_BUFFER,
-    STREAM_WINDOW, WHY_HEADER,
+    Broken, CONNECTION_WINDOW, Connected, HEADERS, INSTANCE_HEADER, MAX_STREAMS, NotOpened, OPEN_HEADER, Open,
+    PATIENCE, Pipe, SEND_BUFFER, STREAM_WINDOW, WHY_HEADER,
     alive::{Ears, Heard},
 };
 use h2::{RecvStream, server::SendResponse};
@@ -26,7 +26,7 @@ pub async fn serve<I, S, F>(connection: I, opened: impl Fn(Open) -> F + Send + '
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Future<Output = Result<S, NotOpened>> + Send + 'static,
+    F: Future<Output = Result<Connected<S>, NotOpened>> + Send + 'static,
 {
     let ears = Ears::default();
     let handshake = h2::server::Builder::new()
@@ -71,7 +71,7 @@ fn wanted(request: &Request<RecvStream>) -> Option<Open> {
 async fn answer<S, F>(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, connected: Option<F>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    F: Future<Output = Result<S, NotOpened>>,
+    F: Future<Output = Result<Connected<S>, NotOpened>>,
 {
     let decided = async {
         match connected {
@@ -86,7 +86,11 @@ where
     };
     let mut response = Response::new(());
     match outcome {
-        Ok(inner) => {
+        Ok((inner, instance)) => {
+            // An id is of letters and digits alone.
+            if let Some(instance) = instance.and_then(|instance| HeaderValue::from_str(instance.as_str()).ok()) {
+                response.headers_mut().insert(INSTANCE_HEADER, instance);
+            }
             if let Ok(send) = respond.send_response(response, false) {
                 // A stream that breaks is its two ends' concern; both learn of it.
                 drop(carry(Pipe::new(send, request.into_body()), inner).await);

@@ -18,7 +18,8 @@ mod host;
 mod pipe;
 
 use crate::{
-    ids::{HostId, WorkspaceId},
+    dial::Wait,
+    ids::{HostId, RuntimeInstanceId, WorkspaceId},
     secret::Secret,
     sign::Statement,
     states::words,
@@ -39,6 +40,8 @@ pub const PROTOCOL: &str = "envforge-tunnel/1";
 const OPEN_HEADER: &str = "envforge-open";
 /// Carries a [`NotOpened`] word.
 const WHY_HEADER: &str = "envforge-why";
+/// Carries the run of the runtime that a dialled stream leads to.
+const INSTANCE_HEADER: &str = "envforge-instance";
 
 /// Octets in flight for a stream whose reader does not read.
 const STREAM_WINDOW: u32 = 512 << 10;
@@ -97,10 +100,16 @@ pub enum Open {
         port: u16,
         /// A capability to dial.
         token: Secret,
+        /// As in [`crate::dial::Ask`]: wait until something is ready there.
+        #[serde(default)]
+        wait: Option<Wait>,
     },
     /// The host's stream API (attach, exec, logs), which asks for its own capability.
     Streams,
 }
+
+/// What a stream leads to, and the run of the runtime that it is of where that was told.
+pub type Connected<S> = (S, Option<RuntimeInstanceId>);
 
 words!(
     /// Why a stream was not opened.
@@ -133,7 +142,7 @@ mod tests {
         tokio::spawn(serve(TokioIo::new(host), |open| async move {
             match open {
                 Open::Dial { port: 1, .. } => Err(NotOpened::NotListening),
-                Open::Dial { .. } => Ok(echo()),
+                Open::Dial { .. } => Ok((echo(), None)),
                 Open::Streams => Err(NotOpened::Refused),
             }
         }));
@@ -153,13 +162,13 @@ mod tests {
     }
 
     fn dial(port: u16) -> Open {
-        Open::Dial { workspace: WorkspaceId::generate(), port, token: Secret::new("t".into()) }
+        Open::Dial { workspace: WorkspaceId::generate(), port, token: Secret::new("t".into()), wait: None }
     }
 
     #[tokio::test]
     async fn a_stream_carries_octets_both_ways_and_its_end() {
         let tunnel = tunnel().await;
-        let mut pipe = tunnel.open(&dial(80)).await.expect("a stream");
+        let (mut pipe, _) = tunnel.open(&dial(80)).await.expect("a stream");
         pipe.write_all(b"hello").await.expect("sent");
         pipe.shutdown().await.expect("ended");
         let mut answer = Vec::new();
@@ -175,16 +184,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_host_is_told_what_to_wait_for_and_tells_which_run_it_leads_to() {
+        let instance = RuntimeInstanceId::generate();
+        let (gateway, host) = duplex(64 << 10);
+        let (runs, (told, mut asked)) = (instance.clone(), tokio::sync::mpsc::unbounded_channel());
+        tokio::spawn(serve(TokioIo::new(host), move |open| {
+            told.send(open).expect("taken");
+            let instance = runs.clone();
+            async move { Ok((echo(), Some(instance))) }
+        }));
+        let (tunnel, driver) = Tunnel::begin(TokioIo::new(gateway)).await.expect("a tunnel");
+        tokio::spawn(driver);
+        let Open::Dial { workspace, port, token, .. } = dial(80) else { unreachable!() };
+        let wait = Some(Wait { generation: crate::generation::Generation(7), ms: 60_000 });
+        let waits = Open::Dial { workspace, port, token, wait };
+        let (_pipe, told) = tunnel.open(&waits).await.expect("a stream");
+        assert_eq!(told, Some(instance));
+        assert_eq!(asked.recv().await, Some(waits));
+    }
+
+    #[tokio::test]
     async fn a_slow_reader_never_slows_another() {
         let tunnel = tunnel().await;
         let mut stuck = Vec::new();
         for _ in 0..50 {
-            let (read, mut write) = split(tunnel.open(&dial(80)).await.expect("a stream"));
+            let (read, mut write) = split(tunnel.open(&dial(80)).await.expect("a stream").0);
             // Writes until nothing is taken any more, and never reads.
             let writer = tokio::spawn(async move { while write.write_all(&[7; 32 << 10]).await.is_ok() {} });
             stuck.push((read, writer));
         }
-        let mut pipe = tunnel.open(&dial(80)).await.expect("a stream");
+        let (mut pipe, _) = tunnel.open(&dial(80)).await.expect("a stream");
         let sent: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let (mut read, mut write) = tokio::io::split(&mut pipe);
         let mut answer = vec![0; sent.len()];
@@ -201,10 +230,10 @@ mod tests {
     #[tokio::test]
     async fn a_host_that_is_gone_ends_streams_and_refuses_new_ones() {
         let (gateway, host) = duplex(64 << 10);
-        let serving = tokio::spawn(serve(TokioIo::new(host), |_| async { Ok(echo()) }));
+        let serving = tokio::spawn(serve(TokioIo::new(host), |_| async { Ok((echo(), None)) }));
         let (tunnel, driver) = Tunnel::begin(TokioIo::new(gateway)).await.expect("a tunnel");
         tokio::spawn(driver);
-        let mut pipe = tunnel.open(&dial(80)).await.expect("a stream");
+        let (mut pipe, _) = tunnel.open(&dial(80)).await.expect("a stream");
         serving.abort();
         // What is cut off does not look like an end.
         assert!(pipe.read_to_end(&mut Vec::new()).await.is_err());
@@ -218,11 +247,11 @@ mod tests {
         let serving = tokio::spawn(serve(TokioIo::new(host), move |_| {
             let (near, far) = duplex(1 << 10);
             told.send(far).expect("taken");
-            async { Ok(near) }
+            async { Ok((near, None)) }
         }));
         let (tunnel, driver) = Tunnel::begin(TokioIo::new(gateway)).await.expect("a tunnel");
         tokio::spawn(driver);
-        let mut pipe = tunnel.open(&dial(80)).await.expect("a stream");
+        let (mut pipe, _) = tunnel.open(&dial(80)).await.expect("a stream");
         let mut service = services.recv().await.expect("connected");
         let full = async { while pipe.write_all(&[7; 32 << 10]).await.is_ok() {} };
         assert!(timeout(Duration::from_secs(1), full).await.is_err(), "nothing holds it back");
@@ -241,7 +270,7 @@ mod tests {
             // What nobody reads does not fit: not even a ping can be sent.
             let wire = if listens { 64 << 10 } else { 64 };
             let (near, mut far) = duplex(wire);
-            let serving = serve(TokioIo::new(near), |_| async { Ok(echo()) });
+            let serving = serve(TokioIo::new(near), |_| async { Ok((echo(), None)) });
             let ended = timeout(Duration::from_secs(30), serving).await.expect("the host notices");
             assert!(matches!(ended, Err(Broken::Silent)), "{ended:?}");
             drop(far.shutdown().await);
@@ -261,10 +290,10 @@ mod tests {
     #[tokio::test]
     async fn a_tunnel_whose_driver_is_dropped_is_closed_with_its_streams() {
         let (gateway, host) = duplex(64 << 10);
-        let serving = tokio::spawn(serve(TokioIo::new(host), |_| async { Ok(echo()) }));
+        let serving = tokio::spawn(serve(TokioIo::new(host), |_| async { Ok((echo(), None)) }));
         let (tunnel, driver) = Tunnel::begin(TokioIo::new(gateway)).await.expect("a tunnel");
         let driving = tokio::spawn(driver);
-        let mut pipe = tunnel.open(&dial(80)).await.expect("a stream");
+        let (mut pipe, _) = tunnel.open(&dial(80)).await.expect("a stream");
         driving.abort();
         assert!(pipe.read(&mut [0]).await.is_err());
         drop(serving.await.expect("no panic"));

@@ -101,7 +101,12 @@ fn one(input: &mut Input<'_>, stream: &mut u32, last: &[u8]) -> Vec<u8> {
             let status = ["200", "502", "101", "204"][input.below(4)];
             let why = ["asleep", "not_listening", "nonsense", ""][input.below(4)];
             let (flags, on) = (input.octet() & 5, on(input, *stream));
-            frame(HEADERS, flags, on, &[header(":status", status), header("envforge-why", why)].concat())
+            frame(
+                HEADERS,
+                flags,
+                on,
+                &[header(":status", status), header("envforge-why", why), header("envforge-instance", why)].concat(),
+            )
         }
         14 => {
             let on = on(input, *stream);

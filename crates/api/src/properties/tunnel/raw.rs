@@ -81,7 +81,7 @@ pub(super) async fn to_gateway(input: &mut Input<'_>) {
         let streams = [0, 1].map(|n| {
             let tunnel = tunnel.clone();
             tokio::spawn(async move {
-                if let Ok(mut pipe) = tunnel.open(&open(0, n)).await {
+                if let Ok((mut pipe, _)) = tunnel.open(&open(0, n)).await {
                     drop(pipe.write_all(&[7; 100]).await);
                     let mut all = Vec::new();
                     drop(pipe.read_to_end(&mut all).await);

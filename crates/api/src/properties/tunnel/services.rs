@@ -3,7 +3,7 @@
 use crate::{
     ids::WorkspaceId,
     secret::Secret,
-    tunnel::{NotOpened, Open},
+    tunnel::{Connected, NotOpened, Open},
 };
 use std::{
     io,
@@ -49,7 +49,7 @@ pub(super) fn octets(n: u16, from: usize, length: usize) -> Vec<u8> {
 pub(super) fn open(kind: usize, n: u16) -> Open {
     let workspace: WorkspaceId = "ws_00000000000000000000000000".parse().expect("an id");
     let kind = u16::try_from(kind).expect("few");
-    Open::Dial { workspace, port: n * 8 + kind, token: Secret::new("capability".into()) }
+    Open::Dial { workspace, port: n * 8 + kind, token: Secret::new("capability".into()), wait: None }
 }
 
 /// The services of a host.
@@ -60,7 +60,7 @@ pub(super) struct Services {
 }
 
 impl Services {
-    pub(super) async fn connect(self, what: Open) -> Result<DuplexStream, NotOpened> {
+    pub(super) async fn connect(self, what: Open) -> Result<Connected<DuplexStream>, NotOpened> {
         let Open::Dial { port, .. } = what else { return Err(NotOpened::Refused) };
         let (near, far) = duplex(INNER);
         match KINDS[usize::from(port % 8)] {
@@ -72,7 +72,7 @@ impl Services {
             Kind::Source => drop(tokio::spawn(source(far, port / 8))),
             Kind::Stuck => self.stuck.lock().expect("sound").push(far),
         }
-        Ok(near)
+        Ok((near, None))
     }
 }
 

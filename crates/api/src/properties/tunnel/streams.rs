@@ -87,7 +87,7 @@ async fn opened(tunnel: &Tunnel, kind: usize, n: u16) -> Option<Stream> {
         (Kind::Undecided, Err(_)) => None,
         (Kind::Refuses | Kind::Undecided, other) => panic!("{kind:?}: {other:?}"),
         (_, opening) => {
-            let pipe = opening.expect("at once").expect("a stream");
+            let (pipe, _) = opening.expect("at once").expect("a stream");
             Some(Stream { n, kind, pipe, written: 0, read: 0, shut: false })
         }
     }
@@ -95,7 +95,7 @@ async fn opened(tunnel: &Tunnel, kind: usize, n: u16) -> Option<Stream> {
 
 /// However the others are, one more stream carries everything at once.
 async fn another(tunnel: &Tunnel) {
-    let mut pipe = tunnel.open(&open(0, 1000)).await.expect("another stream");
+    let (mut pipe, _) = tunnel.open(&open(0, 1000)).await.expect("another stream");
     let sent = octets(1000, 0, 30_000);
     let mut heard = Vec::new();
     let (mut read, mut write) = split(&mut pipe);
