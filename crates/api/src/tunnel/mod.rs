@@ -88,6 +88,22 @@ impl Statement for Pass {
     }
 }
 
+/// Lifetime of a [`Pass`], in seconds.
+pub const PASS_SECONDS: i64 = 60;
+
+/// Answer to `POST /v1/host/pass`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PassGranted {
+    /// The signed [`Pass`].
+    #[schema(value_type = String)]
+    pub token: Secret,
+    /// When it ends.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: Timestamp,
+    /// The base host, which the host names to gateways by whatever address it dials them: `dev.example.com`.
+    pub base: String,
+}
+
 /// What a stream is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "open")]

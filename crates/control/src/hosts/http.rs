@@ -8,7 +8,10 @@ use crate::{
     },
 };
 use axum::{Json, extract::State};
-use envforge_api::host::{RegisterAnswer, RegisterRequest, SyncAnswer, SyncRequest};
+use envforge_api::{
+    host::{RegisterAnswer, RegisterRequest, SyncAnswer, SyncRequest},
+    tunnel::PassGranted,
+};
 
 /// First request of a daemon after it started.
 #[utoipa::path(post, path = "/v1/host/register", request_body = RegisterRequest,
@@ -32,4 +35,10 @@ pub(crate) async fn sync(
 ) -> Answer<SyncAnswer> {
     let host = allowed.host()?;
     Ok(Json(super::sync::sync(&app, &host, request).await?))
+}
+
+/// What lets the host's tunnel in at a gateway, for a minute.
+#[utoipa::path(post, path = "/v1/host/pass", responses((status = 200, body = PassGranted)))]
+pub(crate) async fn pass(State(app): State<App>, allowed: Allowed) -> Answer<PassGranted> {
+    Ok(Json(super::pass::grant(&app, allowed.host()?)?))
 }

@@ -4,6 +4,7 @@ pub(crate) mod ask;
 pub(crate) mod bells;
 pub(crate) mod http;
 pub(crate) mod listen;
+mod pass;
 mod reboot;
 pub(crate) mod register;
 pub(crate) mod store;

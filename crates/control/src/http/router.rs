@@ -102,7 +102,8 @@ pub(crate) fn build(app: &App) -> (Router, OpenApi, Vec<RouteEntry>) {
         .mount(ActAsGateway, Organization, routes!(gateways::http::wakes))
         .mount(ActAsGateway, Organization, routes!(gateways::http::activity))
         .mount(ActAsHost, Organization, routes!(hosts::http::register))
-        .mount(ActAsHost, Organization, routes!(hosts::http::sync));
+        .mount(ActAsHost, Organization, routes!(hosts::http::sync))
+        .mount(ActAsHost, Organization, routes!(hosts::http::pass));
     let (router, description) = routes.router.split_for_parts();
     let router = router
         .fallback(|| async { super::errors::not_found("that route").into_response() })

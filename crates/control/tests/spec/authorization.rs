@@ -51,6 +51,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("POST", "/v1/gateway/activity", "", "-------y0"),
     ("POST", "/v1/host/register", "", "------y-0"),
     ("POST", "/v1/host/sync", "", "------y-0"),
+    ("POST", "/v1/host/pass", "", "------y-0"),
     // Last: it takes the workspace away.
     ("DELETE", "/v1/workspaces/{slug}", r#"{"dry_run":true}"#, "yy------0"),
 ];

@@ -5,11 +5,15 @@ use crate::support::{
     installation::{Installation, opening},
 };
 use envforge_api::{
+    capability,
+    gateway::Feed,
     generation::{Generation, IntentSeq},
     host::{Phase, RegisterRequest, SyncRequest},
     problem::ProblemKind,
+    sign::{self, Refused},
     states::RuntimeState,
-    time::BootId,
+    time::{BootId, Timestamp},
+    tunnel::{PASS_SECONDS, Pass, PassGranted},
 };
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, timeout};
@@ -121,5 +125,23 @@ async fn stopping_answers_parked_requests_at_once_and_a_restart_goes_on_where_it
     assert_eq!(again.id, opened.id);
     let address = std::fs::read_to_string(it.state.join("address")).expect("the address");
     assert_eq!(address.trim(), format!("http://{}", it.running.address()));
+    it.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_gets_a_pass_for_itself_that_every_gateway_can_verify_for_a_minute() {
+    let it = Installation::start().await;
+    let host = it.host().await;
+    let feed: Feed = it.gateway().get("/v1/gateway/feed").await.expect("the feed");
+    let granted: PassGranted = host.client.post("/v1/host/pass", &()).await.expect("a pass");
+    assert_eq!(granted.base, feed.base);
+    let verified = |now| sign::verify::<Pass>(&feed.keys, granted.token.expose(), now);
+    let now = Timestamp::now();
+    let pass = verified(now).expect("valid");
+    assert_eq!((&pass.host, pass.expires_at), (&host.answer.host, granted.expires_at));
+    assert!(pass.expires_at.duration_since(now).as_secs() <= PASS_SECONDS);
+    assert_eq!(verified(pass.expires_at), Err(Refused::Expired));
+    // It is nothing else.
+    assert_eq!(capability::verify(&feed.keys, granted.token.expose(), now), Err(Refused::Signature));
     it.stop().await;
 }
