@@ -1,17 +1,18 @@
 //! One small HTTP client for the public API, the host protocol and the host's streams.
 //!
-//! It speaks HTTP/1.1 over a unix socket or TCP. Every call has a deadline, and every failure is a [`Problem`]
+//! It speaks HTTP/1.1 over a unix socket, TCP or TLS. Every call has a deadline, and every failure is a [`Problem`]
 //! that may be shown to a person.
 
 use crate::{
     problem::{ErrorBody, Problem, ProblemKind},
     secret::Secret,
+    trust::Trust,
 };
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, body::Bytes};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    fmt,
+    fmt, io,
     path::PathBuf,
     pin::Pin,
     task,
@@ -22,6 +23,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
     time::timeout,
 };
+use tokio_rustls::client::TlsStream;
 
 /// Largest answer that is read, in octets.
 const MAX_ANSWER: usize = 64 << 20;
@@ -38,6 +40,13 @@ pub enum Endpoint {
         /// Port.
         port: u16,
     },
+    /// HTTP by TLS.
+    Https {
+        /// Host name or address, which the server's certificate is for.
+        host: String,
+        /// Port.
+        port: u16,
+    },
 }
 
 impl fmt::Display for Endpoint {
@@ -45,6 +54,7 @@ impl fmt::Display for Endpoint {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Http { host, port } => write!(f, "http://{host}:{port}"),
+            Self::Https { host, port } => write!(f, "https://{host}:{port}"),
         }
     }
 }
@@ -56,26 +66,60 @@ impl std::str::FromStr for Endpoint {
         let bad = |why: &str| {
             Problem::invalid(
                 format!("`{given}` is not the address of a server: {why}"),
-                "write it as http://HOST:PORT or unix:/PATH",
+                "write it as http://HOST:PORT, https://HOST:PORT or unix:/PATH",
             )
         };
         if let Some(path) = given.strip_prefix("unix:") {
             return Ok(Self::Unix(PathBuf::from(path)));
         }
-        let rest = given.strip_prefix("http://").ok_or_else(|| bad("it begins neither with http:// nor with unix:"))?;
+        let (tls, rest) = match (given.strip_prefix("http://"), given.strip_prefix("https://")) {
+            (Some(rest), _) => (false, rest),
+            (None, Some(rest)) => (true, rest),
+            (None, None) => return Err(bad("it begins neither with http:// or https:// nor with unix:")),
+        };
         let rest = rest.trim_end_matches('/');
         let (host, port) = match rest.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => {
                 (host, port.parse().map_err(|_| bad("the port is no number"))?)
             }
-            Some(_) | None => (rest, 80),
+            Some(_) | None => (rest, if tls { 443 } else { 80 }),
         };
         let host = host.trim_start_matches('[').trim_end_matches(']');
         if host.is_empty() || host.contains('/') {
             return Err(bad("the host is missing, or there is a path"));
         }
-        Ok(Self::Http { host: host.to_owned(), port })
+        let host = host.to_owned();
+        Ok(if tls { Self::Https { host, port } } else { Self::Http { host, port } })
     }
+}
+
+impl Endpoint {
+    /// Connects, by TLS with the authorities that are given or else the machine's.
+    ///
+    /// # Errors
+    /// When nothing listens, or TLS is not agreed on (`InvalidData`, `UnexpectedEof`).
+    pub async fn connect(&self, trust: Option<&Trust>) -> io::Result<Stream> {
+        match self {
+            Self::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+            Self::Http { host, port } => tcp(host, *port).await.map(Stream::Tcp),
+            Self::Https { host, port } => {
+                let trust = match trust {
+                    Some(trust) => trust.clone(),
+                    None => Trust::of_machine().map_err(|problem| io::Error::other(problem.message))?,
+                };
+                let stream = tcp(host, *port).await?;
+                trust.agree(host, stream).await.map(|stream| Stream::Tls(Box::new(stream)))
+            }
+        }
+    }
+}
+
+/// Names below `localhost` are this machine (RFC 6761, 6.3), which not every resolver knows.
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let host = if host.ends_with(".localhost") { "localhost" } else { host };
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// A connection of either kind.
@@ -85,6 +129,8 @@ pub enum Stream {
     Unix(UnixStream),
     /// TCP.
     Tcp(TcpStream),
+    /// TLS.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl AsyncRead for Stream {
@@ -92,33 +138,37 @@ impl AsyncRead for Stream {
         self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
         buf: &mut ReadBuf<'_>,
-    ) -> task::Poll<std::io::Result<()>> {
+    ) -> task::Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut task::Context<'_>, buf: &[u8]) -> task::Poll<std::io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut task::Context<'_>, buf: &[u8]) -> task::Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<std::io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<std::io::Result<()>> {
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -172,21 +222,11 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<Stream, Problem> {
-        let attempt = || async {
-            match &self.endpoint {
-                Endpoint::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
-                Endpoint::Http { host, port } => {
-                    let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                    stream.set_nodelay(true)?;
-                    Ok::<_, std::io::Error>(Stream::Tcp(stream))
-                }
-            }
-        };
         let mut pause = Duration::from_millis(10);
         let begun = Instant::now();
         let attempt = async {
             loop {
-                match attempt().await {
+                match self.endpoint.connect(None).await {
                     Err(error) if nobody_listens(&error) && begun.elapsed() < self.patience => {
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(Duration::from_millis(200));
@@ -197,6 +237,10 @@ impl Client {
         };
         match timeout(self.patience + Duration::from_secs(5).min(self.deadline), attempt).await {
             Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(Problem::unavailable(
+                "the server does not speak TLS, or its certificate is not for that name by an authority trusted here",
+                "SSL_CERT_FILE names a file of further authorities",
+            )),
             Ok(Err(error)) => Err(Problem::unavailable(
                 format!("cannot reach the server ({})", error.kind()),
                 "`envforge local status` shows what runs; `envforge doctor` says what is missing",
@@ -335,8 +379,8 @@ impl Client {
     }
 }
 
-fn nobody_listens(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound)
+fn nobody_listens(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
 enum Failure {
@@ -373,6 +417,7 @@ mod tests {
     fn addresses_are_read_or_refused_with_the_reason() {
         assert_eq!("http://a:80".parse(), Ok(Endpoint::Http { host: "a".into(), port: 80 }));
         assert_eq!("http://[::1]:81/".parse(), Ok(Endpoint::Http { host: "::1".into(), port: 81 }));
+        assert_eq!("https://a".parse(), Ok(Endpoint::Https { host: "a".into(), port: 443 }));
         assert_eq!("unix:/x".parse(), Ok(Endpoint::Unix("/x".into())));
         for bad in ["ftp://a", "http://", "http://a/b", "http://a:x", "a:80"] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad}");

@@ -32,5 +32,6 @@ pub mod sign;
 pub mod states;
 pub mod stream;
 pub mod time;
+pub mod trust;
 pub mod tunnel;
 pub mod usage;

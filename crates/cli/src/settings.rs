@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_server_that_is_no_address_is_wrong_usage() {
-        let problem = read(&[("ENVFORGE_SERVER", "https://a")], false, true).expect_err("refused");
+        let problem = read(&[("ENVFORGE_SERVER", "ftp://a")], false, true).expect_err("refused");
         assert_eq!(problem.kind, ProblemKind::Usage);
     }
 }
