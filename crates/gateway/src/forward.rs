@@ -12,7 +12,7 @@ use envforge_api::{
     gateway::{Route, Target},
     link::Family,
     time::Timestamp,
-    tunnel::NotOpened,
+    tunnel::{NotOpened, Pipe},
 };
 use http::{Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use hyper::{
@@ -40,6 +40,8 @@ pub(crate) struct To<'a> {
 pub(crate) enum Failed {
     /// The runtime went to sleep: nothing was sent.
     Asleep(Box<Request<Incoming>>),
+    /// The host cannot be reached: nothing was sent.
+    Away(Box<Request<Incoming>>),
     /// The route's permission is not taken any more: nothing was sent.
     Stale(Box<Request<Incoming>>),
     /// The service does not do its part.
@@ -56,7 +58,8 @@ pub(crate) async fn forward(
 ) -> Result<Response<Answer>, Failed> {
     let mut upstream = match to.pool.connect(to.route, woken, to.port, false).await {
         Ok(upstream) => upstream,
-        Err(NotOpened::Asleep | NotOpened::Away) => return Err(Failed::Asleep(Box::new(request))),
+        Err(NotOpened::Asleep) => return Err(Failed::Asleep(Box::new(request))),
+        Err(NotOpened::Away) => return Err(Failed::Away(Box::new(request))),
         Err(NotOpened::Refused | NotOpened::Unknown) => return Err(Failed::Stale(Box::new(request))),
         Err(NotOpened::NotListening) => return Err(Failed::Service("The service does not listen on its port")),
     };
@@ -190,8 +193,12 @@ fn carry(to: &To<'_>, visitor: OnUpgrade, service: OnUpgrade) {
 }
 
 /// A service's connection, where it can be had: what is around it is of no use any more.
-fn bare(upgraded: Upgraded) -> (Box<dyn sockets::Side>, Vec<u8>) {
-    match upgraded.downcast::<TokioIo<tokio::net::TcpStream>>() {
+pub(crate) fn bare(upgraded: Upgraded) -> (Box<dyn sockets::Side>, Vec<u8>) {
+    let upgraded = match upgraded.downcast::<TokioIo<tokio::net::TcpStream>>() {
+        Ok(parts) => return (Box::new(parts.io.into_inner()), parts.read_buf.to_vec()),
+        Err(upgraded) => upgraded,
+    };
+    match upgraded.downcast::<TokioIo<Pipe>>() {
         Ok(parts) => (Box::new(parts.io.into_inner()), parts.read_buf.to_vec()),
         Err(upgraded) => (Box::new(TokioIo::new(upgraded)), Vec::new()),
     }

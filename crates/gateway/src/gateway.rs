@@ -15,6 +15,7 @@ use crate::{
     routes::{NoRoute, Routes},
     serve::From,
     sessions::{Sessions, Shown, Unverified, VerifiedSession},
+    tunnels::Tunnels,
     upstream::Pool,
     wake::{NotWoken, Readiness, Wakes, Woken, readiness, until_ready},
 };
@@ -47,6 +48,7 @@ pub(crate) struct Gateway {
     pub(crate) routes: Arc<Routes>,
     pub(crate) wakes: Arc<Wakes>,
     pub(crate) waiting: Waiting,
+    pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) lookups: Semaphore,
     residents: Residents,
 }
@@ -55,7 +57,7 @@ pub(crate) struct Gateway {
 enum Addressed {
     /// A dev host.
     DevHost(HostLabel),
-    /// The base itself: share pages.
+    /// The base itself: share pages, and hosts.
     Base,
     /// No host of this gateway.
     Elsewhere,
@@ -70,6 +72,7 @@ impl Gateway {
             routes: Arc::default(),
             wakes: Arc::default(),
             waiting: Waiting::default(),
+            tunnels: Arc::default(),
             lookups: Semaphore::new(LOOKUPS),
             residents: Residents::default(),
         }
@@ -86,7 +89,7 @@ impl Gateway {
         }
         match self.addressed(host) {
             Addressed::Elsewhere => pages::unverified(),
-            Addressed::Base => own::base(self, &request).await,
+            Addressed::Base => own::base(self, request).await,
             Addressed::DevHost(label) if Sent::new(request.uri().path()).is_reserved() => {
                 own::dev_host(self, &label, request, from).await
             }
@@ -200,6 +203,14 @@ impl Gateway {
                 Err(Failed::Asleep(again)) => {
                     request = *again;
                     self.untold_sleep(&route, &woken).await;
+                }
+                Err(Failed::Away(again)) => {
+                    request = *again;
+                    // A tunnel that broke is dialled again by its host.
+                    tokio::select! {
+                        () = self.untold_sleep(&route, &woken) => {}
+                        () = self.tunnels.arrival(&route.dial.host) => {}
+                    }
                 }
                 Err(Failed::Stale(again)) => {
                     request = *again;

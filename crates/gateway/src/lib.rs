@@ -2,7 +2,8 @@
 //! enforce it: only a [`sessions::VerifiedSession`] can ask for a wake, only a [`wake::Woken`] service is forwarded to.
 //!
 //! It holds public keys and a token of its own, no private key and no database. What it knows comes from the control
-//! plane's feed; what it carries goes through sockets that hosts hand over.
+//! plane's feed; what it carries goes through sockets that a host on its machine hands over, or through the tunnels of
+//! hosts elsewhere.
 
 pub mod acme;
 mod activity;
@@ -27,6 +28,7 @@ mod sessions;
 mod single;
 mod sockets;
 pub mod tls;
+mod tunnels;
 mod upstream;
 mod wake;
 
@@ -198,13 +200,14 @@ fn serve_all(
     tls: Option<&Arc<tls::Tls>>,
     closing: &CancellationToken,
 ) -> std::io::Result<Vec<std::thread::JoinHandle<()>>> {
+    let open = TaskTracker::new();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (0..cores)
         .map(|_| {
             let (gateway, listener, closing) = (Arc::clone(gateway), listener.try_clone()?, closing.clone());
-            let tls = tls.cloned();
+            let (tls, open) = (tls.cloned(), open.clone());
             std::thread::Builder::new().name("visitors".into()).spawn(move || {
-                if let Err(error) = serve::core(&gateway, listener, tls.as_ref(), &closing) {
+                if let Err(error) = serve::core(&gateway, listener, tls.as_ref(), &closing, &open) {
                     tracing::error!(%error, "a thread for visitors ended");
                 }
             })

@@ -1,4 +1,4 @@
-//! The gateway's own addresses: `<base>/share/<token>`, and on each dev host `/.envforge/enter`, `/.envforge/state` and
+//! The gateway's own addresses: `<base>/share/<token>` and where hosts dial in, and on each dev host `/.envforge/enter`, `/.envforge/state` and
 //! `/.envforge/wake`. None of them wakes anything but the last, which is for that.
 
 use crate::{
@@ -9,9 +9,12 @@ use crate::{
     routes::NoRoute,
     serve::From,
     sessions::{Shown, VerifiedSession},
+    tunnels,
     wake::{NotWoken, Readiness, readiness},
 };
-use envforge_api::{dev_host::HostLabel, gateway::Code, link::Link, problem::ProblemKind, sign, time::Timestamp};
+use envforge_api::{
+    dev_host::HostLabel, gateway::Code, link::Link, problem::ProblemKind, sign, time::Timestamp, tunnel,
+};
 use http::{HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
 use std::{sync::Arc, time::Duration};
@@ -23,7 +26,10 @@ const PARKED: Duration = Duration::from_secs(20);
 const CODE: usize = 52;
 
 /// What the base itself serves.
-pub(crate) async fn base(gateway: &Gateway, request: &Request<Incoming>) -> Response<Answer> {
+pub(crate) async fn base(gateway: &Gateway, request: Request<Incoming>) -> Response<Answer> {
+    if request.uri().path() == tunnel::PATH {
+        return tunnels::take(gateway, request);
+    }
     let token = request.uri().path().strip_prefix("/share/");
     match (request.method(), token) {
         (&Method::GET | &Method::HEAD, Some(token)) => share(gateway, request.method(), token).await,

@@ -38,17 +38,18 @@ const TIDY: Duration = Duration::from_secs(5);
 /// How long a visitor may take to agree on TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Serves on one thread until `stop`, then finishes what was begun.
+/// Serves on one thread until `stop`, then finishes what was begun. `open` are the connections of all threads.
 pub(crate) fn core(
     gateway: &Arc<Gateway>,
     listener: TcpListener,
     tls: Option<&Arc<Tls>>,
     stop: &CancellationToken,
+    open: &TaskTracker,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        accept(gateway, &listener, tls, stop).await;
+        accept(gateway, &listener, tls, stop, open).await;
         Ok(())
     })
 }
@@ -58,9 +59,10 @@ async fn accept(
     listener: &tokio::net::TcpListener,
     tls: Option<&Arc<Tls>>,
     stop: &CancellationToken,
+    open: &TaskTracker,
 ) {
-    let pool = Pool::default();
-    let open = TaskTracker::new();
+    let pool = Pool::new(&gateway.tunnels);
+    let accepting = open.token();
     let mut tidy = tokio::time::interval(TIDY);
     loop {
         let accepted = tokio::select! {
@@ -97,6 +99,8 @@ async fn accept(
             }
         });
     }
+    drop(accepting);
+    // Of all cores: the tunnels that this one carries end with it, and another's visitors may be on their way through.
     open.close();
     drop(tokio::time::timeout(DRAIN, open.wait()).await);
 }
@@ -119,7 +123,7 @@ pub(crate) struct From {
 
 /// Serves connections from inside workspaces, until `stop`.
 pub(crate) async fn inside(gateway: &Arc<Gateway>, listener: &UnixListener, stop: &CancellationToken) {
-    let pool = Pool::default();
+    let pool = Pool::new(&gateway.tunnels);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

@@ -1,13 +1,14 @@
-//! Connections to services: dialled through the host that carries them, kept for the next request, and never used for
+//! Connections to services: dialled through the host that carries them (by its socket on this machine, else by its
+//! tunnel), kept for the next request, and never used for
 //! another run of the runtime than the one they were made in.
 
-use crate::{body::Asked, wake::Woken};
+use crate::{body::Asked, tunnels::Tunnels, wake::Woken};
 use envforge_api::{
     dial::{self, Ask, Wait},
     gateway::Route,
     generation::Generation,
     ids::{RuntimeInstanceId, WorkspaceId},
-    tunnel::NotOpened,
+    tunnel::{NotOpened, Open},
 };
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -17,7 +18,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 /// Kept for one port at most.
 const KEPT: usize = 256;
@@ -45,12 +49,17 @@ struct Kept {
 }
 
 /// The idle connections of one core.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Pool {
     kept: Arc<Mutex<HashMap<WorkspaceId, Kept>>>,
+    tunnels: Arc<Tunnels>,
 }
 
 impl Pool {
+    pub(crate) fn new(tunnels: &Arc<Tunnels>) -> Self {
+        Self { kept: Arc::default(), tunnels: Arc::clone(tunnels) }
+    }
+
     fn kept(&self) -> MutexGuard<'_, HashMap<WorkspaceId, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -107,7 +116,7 @@ impl Pool {
         if !fresh && let Some(sender) = self.take(&route.workspace, woken, port) {
             return Ok(Upstream { sender, used: true });
         }
-        let (sender, _) = dial(route, port, None).await?;
+        let (sender, _) = dial(&self.tunnels, route, port, None).await?;
         Ok(Upstream { sender, used: false })
     }
 
@@ -121,26 +130,39 @@ impl Pool {
         within: Duration,
     ) -> Result<Woken, NotOpened> {
         let ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
-        let (sender, instance) = dial(route, port, Some(Wait { generation, ms })).await?;
+        let (sender, instance) = dial(&self.tunnels, route, port, Some(Wait { generation, ms })).await?;
         let woken = Woken::connected(instance.ok_or(NotOpened::Unknown)?);
         self.keep(&route.workspace, &woken, port, sender);
         Ok(woken)
     }
 }
 
-async fn dial(
-    route: &Route,
-    port: u16,
-    wait: Option<Wait>,
-) -> Result<(SendRequest<Asked>, Option<RuntimeInstanceId>), NotOpened> {
-    let Some(socket) = &route.dial.socket else { return Err(NotOpened::Away) };
+type Connected = (SendRequest<Asked>, Option<RuntimeInstanceId>);
+
+async fn dial(tunnels: &Tunnels, route: &Route, port: u16, wait: Option<Wait>) -> Result<Connected, NotOpened> {
     let within = wait.map_or(Duration::ZERO, |wait| Duration::from_millis(wait.ms.into()));
-    let ask = Ask { workspace: route.workspace.clone(), port, token: route.dial.token.clone(), wait };
-    let dialled = dial::dial(Path::new(socket), &ask, within).await?;
-    let stream = TcpStream::from_std(dialled.socket).map_err(|_| NotOpened::Away)?;
+    let (workspace, token) = (route.workspace.clone(), route.dial.token.clone());
+    if let Some(socket) = &route.dial.socket {
+        let ask = Ask { workspace: workspace.clone(), port, token: token.clone(), wait };
+        match dial::dial(Path::new(socket), &ask, within).await {
+            // The socket of a host on another machine.
+            Err(NotOpened::Away) => {}
+            Err(why) => return Err(why),
+            Ok(dialled) => {
+                let stream = TcpStream::from_std(dialled.socket).map_err(|_| NotOpened::Away)?;
+                return Ok((begin(stream).await?, dialled.instance));
+            }
+        }
+    }
+    let what = Open::Dial { workspace, port, token, wait };
+    let (pipe, instance) = tunnels.open(&route.dial.host, &what, within).await?;
+    Ok((begin(pipe).await?, instance))
+}
+
+async fn begin(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<SendRequest<Asked>, NotOpened> {
     let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
     let (sender, connection) = handshake.map_err(|_| NotOpened::NotListening)?;
     // Ends with the connection; what goes wrong on it is told to whoever waits for its answer.
     tokio::spawn(async move { drop(connection.with_upgrades().await) });
-    Ok((sender, dialled.instance))
+    Ok(sender)
 }

@@ -1,12 +1,20 @@
 //! The host's end: answers for every stream, and connects it to what it is for.
 
 use super::{
-    Broken, CONNECTION_WINDOW, Connected, HEADERS, INSTANCE_HEADER, MAX_STREAMS, NotOpened, OPEN_HEADER, Open,
-    PATIENCE, Pipe, SEND_BUFFER, STREAM_WINDOW, WHY_HEADER,
+    Broken, CONNECTION_WINDOW, Connected, HEADERS, INSTANCE_HEADER, MAX_STREAMS, NotOpened, NotTaken, OPEN_HEADER,
+    Open, PATH, PATIENCE, PROTOCOL, PassGranted, Pipe, SEND_BUFFER, STREAM_WINDOW, WHY_HEADER,
     alive::{Ears, Heard},
 };
 use h2::{RecvStream, server::SendResponse};
-use hyper::{Method, Request, Response, StatusCode, body::Bytes, header::HeaderValue};
+use http_body_util::Empty;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Bytes,
+    client::conn::http1,
+    header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue, UPGRADE},
+    upgrade::Upgraded,
+};
+use hyper_util::rt::TokioIo;
 use std::{future::poll_fn, io, pin::pin};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split},
@@ -17,6 +25,34 @@ use tokio::{
 
 /// Octets carried at once.
 const AT_ONCE: usize = 16 << 10;
+
+/// Asks the gateway at the other end of a connection to take a tunnel.
+///
+/// # Errors
+/// When it does not, or is none.
+pub async fn ask<I>(connection: I, pass: &PassGranted) -> Result<Upgraded, NotTaken>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut bearer =
+        HeaderValue::from_str(&format!("Bearer {}", pass.token.expose())).map_err(|_| NotTaken::Unwritable)?;
+    bearer.set_sensitive(true);
+    let request = Request::get(PATH)
+        .header(HOST, &pass.base)
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, PROTOCOL)
+        .header(AUTHORIZATION, bearer)
+        .body(Empty::<Bytes>::new())
+        .map_err(|_| NotTaken::Unwritable)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(connection)).await?;
+    // Ends with the exchange, or hands the connection over.
+    tokio::spawn(connection.with_upgrades());
+    let response = sender.send_request(request).await?;
+    match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS => Ok(hyper::upgrade::on(response).await?),
+        status => Err(NotTaken::Refused(status)),
+    }
+}
 
 /// The host's end: serves a connection that was upgraded until it ends. `opened` connects what a stream is for.
 ///

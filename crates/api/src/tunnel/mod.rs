@@ -25,11 +25,12 @@ use crate::{
     states::words,
     time::Timestamp,
 };
+use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 pub use gateway::Tunnel;
-pub use host::serve;
+pub use host::{ask, serve};
 pub use pipe::Pipe;
 
 /// Where a gateway takes tunnels, on its base host.
@@ -68,6 +69,20 @@ pub enum Broken {
     /// Nothing was heard for half a minute.
     #[error("the other side does not answer")]
     Silent,
+}
+
+/// Why a gateway was not reached, or did not take the tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTaken {
+    /// Whoever answers is no gateway, or the connection broke.
+    #[error("the exchange with the gateway broke off: {0}")]
+    Http(#[from] hyper::Error),
+    /// It answered with this status.
+    #[error("it answered with status {0}")]
+    Refused(StatusCode),
+    /// What is to be sent cannot be.
+    #[error("the request cannot be written")]
+    Unwritable,
 }
 
 /// What lets a host's tunnel in.

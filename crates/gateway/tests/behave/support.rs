@@ -38,7 +38,7 @@ use tokio::{
 };
 
 /// The port that a workspace's service is said to listen on; the stand-in of the host leads elsewhere.
-const PORT: u16 = 3000;
+pub(crate) const PORT: u16 = 3000;
 
 /// What the stand-in of the control plane says.
 #[derive(Clone)]
@@ -54,6 +54,7 @@ pub(crate) struct Around {
     pub(crate) workspace: WorkspaceId,
     pub(crate) organization: OrganizationId,
     pub(crate) instance: RuntimeInstanceId,
+    pub(crate) host: HostId,
     pub(crate) label: HostLabel,
     pub(crate) says: watch::Sender<Says>,
     /// Calls of the control plane beside the feed.
@@ -78,24 +79,36 @@ impl Gateway {
 
     /// The same with something else between it and its visitors.
     pub(crate) async fn start_with(service: SocketAddr, security: Security) -> Self {
+        Self::start_on(Some(service), security).await
+    }
+
+    /// One whose host is on another machine.
+    pub(crate) async fn far_from_its_host(security: Security) -> Self {
+        Self::start_on(None, security).await
+    }
+
+    async fn start_on(service: Option<SocketAddr>, security: Security) -> Self {
         let scheme = if matches!(security, Security::Plain) { "http" } else { "https" };
         let dir = tempfile::tempdir().expect("a directory");
         let dial = dir.path().join("dial.sock");
-        let host = UnixListener::bind(&dial).expect("a socket");
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = host.accept().await {
-                tokio::spawn(async move {
-                    let Ok(ask) = dial::asked::<Ask>(&stream).await else { return };
-                    let outcome = if ask.port == PORT { connect(service).await } else { Err(NotOpened::Refused) };
-                    drop(dial::answer(&stream, outcome).await);
-                });
-            }
-        });
+        if let Some(service) = service {
+            let host = UnixListener::bind(&dial).expect("a socket");
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = host.accept().await {
+                    tokio::spawn(async move {
+                        let Ok(ask) = dial::asked::<Ask>(&stream).await else { return };
+                        let outcome = if ask.port == PORT { connect(service).await } else { Err(NotOpened::Refused) };
+                        drop(dial::answer(&stream, outcome).await);
+                    });
+                }
+            });
+        }
         let around = Arc::new(Around {
             key: SigningKey::generate().expect("a key"),
             workspace: WorkspaceId::generate(),
             organization: OrganizationId::generate(),
             instance: RuntimeInstanceId::generate(),
+            host: HostId::generate(),
             label: "web--w--local".parse().expect("a label"),
             says: watch::Sender::new(Says { state: RuntimeState::Awake, revoked: vec![], seq: 1 }),
             routes: AtomicUsize::new(0),
@@ -229,6 +242,18 @@ pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8_lossy(&head).into_owned())
 }
 
+/// A service that agrees to a socket and says back what it is sent.
+pub(crate) async fn echo() -> SocketAddr {
+    service(|_, mut stream| async move {
+        read_head(&mut stream).await.expect("a request");
+        let agreed = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+        stream.write_all(agreed).await.expect("sent");
+        let (mut read, mut write) = stream.split();
+        drop(tokio::io::copy(&mut read, &mut write).await);
+    })
+    .await
+}
+
 /// A service that answers every request with what it was sent.
 pub(crate) async fn mirror() -> SocketAddr {
     service(|_, mut stream| async move {
@@ -294,7 +319,7 @@ async fn route(State(around): State<Arc<Around>>, Json(request): Json<RouteReque
         },
         bindings: vec![],
         dial: Dial {
-            host: HostId::generate(),
+            host: around.host.clone(),
             socket: Some(around.dial.clone()),
             token: Secret::new("a capability".into()),
             expires_at: Timestamp::now() + jiff::SignedDuration::from_secs(3600),

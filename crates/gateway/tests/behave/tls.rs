@@ -1,6 +1,6 @@
 //! Visitors by TLS: HTTP/2 by agreement, the cookie with its prefix, sockets, and a certificate that is renewed.
 
-use crate::support::{Gateway, mirror, service};
+use crate::support::{Gateway, echo, mirror};
 use envforge_gateway::{Security, tls::Files};
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::{fs, path::Path, sync::Arc, time::Duration};
@@ -13,8 +13,9 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 pub(crate) const NAME: &str = "web--w--local.dev.localhost";
 
 /// A certificate for the dev hosts, written where the gateway looks; what a visitor trusts.
-fn certificate(dir: &Path) -> (Files, CertificateDer<'static>) {
-    let made = rcgen::generate_simple_self_signed(vec!["*.dev.localhost".to_owned()]).expect("a certificate");
+pub(crate) fn certificate(dir: &Path) -> (Files, CertificateDer<'static>) {
+    let made = rcgen::generate_simple_self_signed(["dev.localhost", "*.dev.localhost"].map(ToOwned::to_owned))
+        .expect("a certificate");
     let files = Files { certificate: dir.join("chain.pem"), key: dir.join("key.pem") };
     // Each is replaced as a whole, as those who renew certificates do.
     for (at, text) in [(&files.key, made.signing_key.serialize_pem()), (&files.certificate, made.cert.pem())] {
@@ -84,17 +85,9 @@ async fn visitors_agree_on_http_2_and_only_the_prefixed_cookie_is_a_visit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_are_carried_by_tls_too() {
-    let echo = service(|_, mut stream| async move {
-        crate::support::read_head(&mut stream).await.expect("a request");
-        let agreed = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
-        stream.write_all(agreed).await.expect("sent");
-        let (mut read, mut write) = stream.split();
-        drop(tokio::io::copy(&mut read, &mut write).await);
-    })
-    .await;
     let dir = tempfile::tempdir().expect("a directory");
     let (files, trusted) = certificate(dir.path());
-    let gateway = Gateway::start_with(echo, Security::Files(files)).await;
+    let gateway = Gateway::start_with(echo().await, Security::Files(files)).await;
     let mut stream = visit(&gateway, &trusted, &[]).await.expect("agreed");
     let request = format!(
         "GET /ws HTTP/1.1\r\nhost: {NAME}\r\norigin: https://{NAME}\r\ncookie: __Host-envforge={}\r\n\
