@@ -3,12 +3,13 @@
 //! `enter` runs before any thread exists, because it changes namespaces; `supervise` gets one thread, because there is
 //! one of it per awake workspace; the others get what they ask for.
 
-use envforge_api::{client::Endpoint, problem::Problem, secret::Secret};
+use envforge_api::{client::Endpoint, problem::Problem, secret::Secret, trust::Trust};
 use envforge_cli::{Command, programs};
 use envforge_gateway::{
     Security,
     acme::{Pace, Settings},
 };
+use envforge_host::daemon::tunnel::Gateways;
 use std::{
     io::{IsTerminal, Write},
     os::fd::AsFd,
@@ -161,5 +162,26 @@ fn host_options(args: programs::HostArgs) -> Result<envforge_host::daemon::Optio
     let home: PathBuf = args.home.ok_or_else(|| missing("--home"))?;
     let server: Endpoint = args.server.ok_or_else(|| missing("--server"))?.parse()?;
     let file = args.token_file.ok_or_else(|| missing("--token-file"))?;
-    Ok(envforge_host::daemon::Options { home, server, token: token(&file, "host")? })
+    let gateways = gateways(&args.gateways, args.gateway_root.as_deref())?;
+    Ok(envforge_host::daemon::Options { home, server, token: token(&file, "host")?, gateways })
+}
+
+/// The gateways that a host dials.
+fn gateways(given: &[String], root: Option<&Path>) -> Result<Gateways, Problem> {
+    let endpoint = |given: &String| match given.parse()? {
+        Endpoint::Unix(_) => Err(Problem::invalid(
+            format!("--gateway: `{given}` is on this machine, where gateways need no tunnel"),
+            "write it as http://HOST:PORT or https://HOST:PORT",
+        )),
+        endpoint @ (Endpoint::Http { .. } | Endpoint::Https { .. }) => Ok(endpoint),
+    };
+    let endpoints = given.iter().map(endpoint).collect::<Result<Vec<_>, _>>()?;
+    let by_tls = endpoints.iter().any(|endpoint| matches!(endpoint, Endpoint::Https { .. }));
+    let trust = match root {
+        Some(file) => Some(Trust::with_root(file)?),
+        // Said now, not at each attempt.
+        None if by_tls => Some(Trust::of_machine()?),
+        None => None,
+    };
+    Ok(Gateways { endpoints, trust })
 }

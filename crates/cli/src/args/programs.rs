@@ -35,12 +35,19 @@ pub struct HostArgs {
     /// Directory of the installation.
     #[arg(long, value_name = "DIR", required = true)]
     pub home: Option<PathBuf>,
-    /// The control plane: http://HOST:PORT or unix:/PATH.
+    /// The control plane: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL", required = true)]
     pub server: Option<String>,
     /// File with the host's token.
     #[arg(long, value_name = "FILE", required = true)]
     pub token_file: Option<PathBuf>,
+    /// A gateway on another machine, which this host then dials: http://HOST:PORT or https://HOST:PORT. For several, once
+    /// for each.
+    #[arg(long = "gateway", value_name = "URL")]
+    pub gateways: Vec<String>,
+    /// PEM of further authorities that the gateways' certificates may be of.
+    #[arg(long, value_name = "FILE", requires = "gateways")]
+    pub gateway_root: Option<PathBuf>,
 }
 
 /// Where a gateway listens.
@@ -72,7 +79,7 @@ pub struct GatewayArgs {
     /// Where visitors come: ADDRESS:PORT, or `stdin` for a listening socket given as standard input.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = listen)]
     pub listen: Listen,
-    /// The control plane: http://HOST:PORT or unix:/PATH.
+    /// The control plane: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     pub server: String,
     /// File with the gateway's token.

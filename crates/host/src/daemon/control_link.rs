@@ -71,7 +71,7 @@ async fn register(hub: &Hub, client: &Client) -> HostEpoch {
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                     capacity: capacity(),
                     dial_socket: Some(super::dial::path(hub).to_string_lossy().into_owned()),
-                    local_socket: Some(hub.installation.run.join("host.sock").to_string_lossy().into_owned()),
+                    local_socket: Some(super::streams::path(hub).to_string_lossy().into_owned()),
                     known,
                 };
                 client.post::<_, RegisterAnswer>("/v1/host/register", &request).await

@@ -53,7 +53,7 @@ async fn answer(hub: &Hub, stream: &UnixStream) {
 }
 
 /// A connection, for whoever may have one.
-async fn connect(hub: &Hub, ask: &Ask) -> Result<Dialled, NotOpened> {
+pub(super) async fn connect(hub: &Hub, ask: &Ask) -> Result<Dialled, NotOpened> {
     let keys = hub.keys.borrow().clone();
     let given = capability::verify(&keys, ask.token.expose(), Timestamp::now()).map_err(|_| NotOpened::Refused)?;
     let host = hub.host.borrow().clone().ok_or(NotOpened::Refused)?;

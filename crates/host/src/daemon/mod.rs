@@ -20,6 +20,7 @@ mod runtime;
 pub mod shell;
 pub mod streams;
 pub mod supervisor;
+pub mod tunnel;
 
 use crate::{
     resources::postgres,
@@ -52,6 +53,8 @@ pub struct Options {
     pub server: envforge_api::client::Endpoint,
     /// The host's bearer token.
     pub token: envforge_api::secret::Secret,
+    /// Gateways on other machines.
+    pub gateways: tunnel::Gateways,
 }
 
 /// `envforge host`: runs until SIGTERM. Services and terminals go on without it. Says `ready` through `say` when it is
@@ -94,6 +97,7 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<End, SystemError> {
         reconcile::begin(&hub, &workspace, &stop);
     }
     acts::resume(&hub);
+    tunnel::begin(&hub, options.gateways, &stop);
     let (streams, dials) =
         (streams::serve(Arc::clone(&hub), stop.clone()), dial::serve(Arc::clone(&hub), stop.clone()));
     let serving = tokio::spawn(async { tokio::try_join!(streams, dials).map(drop) });

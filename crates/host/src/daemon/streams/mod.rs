@@ -20,7 +20,7 @@ mod pump;
 mod ready;
 mod routes;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use crate::{
     daemon::hub::{Hub, Workspace},
@@ -28,17 +28,21 @@ use crate::{
 };
 pub(super) use listen::bind;
 use routes::{Api, Caller};
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 use tokio_util::sync::CancellationToken;
+
+/// The machine's socket.
+pub(super) fn path(hub: &Hub) -> PathBuf {
+    hub.installation.run.join("host.sock")
+}
 
 /// Serves the machine's socket until `stop` is cancelled. Attached terminals live on in tmux.
 ///
 /// # Errors
 /// When the socket cannot be bound.
 pub async fn serve(hub: Arc<Hub>, stop: CancellationToken) -> std::io::Result<()> {
-    let path = hub.installation.run.join("host.sock");
     // Everyone may connect; what anyone may do is in their capability.
-    let listener = listen::bind(&hub.installation.run, &path, 0o666, None)?;
+    let listener = listen::bind(&hub.installation.run, &path(&hub), 0o666, None)?;
     let api = Api { hub, caller: Caller::Machine, stop: stop.clone() };
     listen::run(listener, routes::machine(api), stop).await
 }

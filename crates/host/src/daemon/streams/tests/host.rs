@@ -12,7 +12,12 @@ use crate::{
         installation::{Installation, Isolation},
     },
 };
-use axum::{extract::Request, http::HeaderMap, routing::any};
+use axum::{
+    Json,
+    extract::Request,
+    http::HeaderMap,
+    routing::{any, post},
+};
 use envforge_api::{
     capability::{Capability, Right, SigningKey},
     client::{Client, Endpoint, WebSocket},
@@ -22,18 +27,26 @@ use envforge_api::{
     secret::Secret,
     stream::{Control, LogLevel, LogQuery, channel},
     time::Timestamp,
+    tunnel::PassGranted,
 };
 use futures_util::{SinkExt, StreamExt};
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 /// A host with one workspace, both sockets and a control plane that tells what it was asked.
-pub(super) struct Host {
-    pub(super) hub: Arc<Hub>,
-    pub(super) workspace: Arc<Workspace>,
-    pub(super) key: SigningKey,
-    pub(super) stop: CancellationToken,
+pub(in crate::daemon) struct Host {
+    pub(in crate::daemon) hub: Arc<Hub>,
+    pub(in crate::daemon) workspace: Arc<Workspace>,
+    pub(in crate::daemon) key: SigningKey,
+    pub(in crate::daemon) stop: CancellationToken,
     _dir: tempfile::TempDir,
 }
 
@@ -43,7 +56,7 @@ impl Drop for Host {
     }
 }
 
-pub(super) fn intent() -> WorkspaceIntent {
+pub(in crate::daemon) fn intent() -> WorkspaceIntent {
     let intent = serde_json::json!({
         "workspace": WorkspaceId::generate(), "generation": 1, "slug": "links", "project": "shop",
         "organization": "acme", "owner": "ada", "branch": "main", "shell": "ready",
@@ -53,7 +66,7 @@ pub(super) fn intent() -> WorkspaceIntent {
     serde_json::from_value(intent).expect("an intent")
 }
 
-pub(super) async fn host() -> Host {
+pub(in crate::daemon) async fn host() -> Host {
     let dir = tempfile::tempdir().expect("directory");
     let home = dir.path().to_owned();
     fs::create_dir_all(home.join("host")).expect("mkdir");
@@ -74,7 +87,12 @@ pub(super) async fn host() -> Host {
         let (token, workspace) = (header("authorization"), header("x-envforge-workspace"));
         format!("{} {} {token} {workspace} {}", request.method(), request.uri(), header("x-other"))
     };
-    let router = axum::Router::new().fallback(any(told));
+    let passes = Arc::new(AtomicUsize::new(0));
+    let pass = async move || {
+        let token = Secret::new(format!("pass-{}", passes.fetch_add(1, Ordering::SeqCst) + 1));
+        Json(PassGranted { token, expires_at: Timestamp::now(), base: "dev.example.com".into() })
+    };
+    let router = axum::Router::new().route("/v1/host/pass", post(pass)).fallback(any(told));
     tokio::spawn(async move { axum::serve(listener, router).await });
     let (ledger, _) = Ledger::open(&installation.home).expect("ledger");
     let token = Secret::new("host-token".into());
@@ -97,7 +115,7 @@ pub(super) async fn host() -> Host {
 }
 
 impl Host {
-    pub(super) fn capability(&self, rights: &[Right]) -> Capability {
+    pub(in crate::daemon) fn capability(&self, rights: &[Right]) -> Capability {
         Capability {
             host: self.hub.host.borrow().clone().expect("registered"),
             workspace: self.workspace.id.clone(),
@@ -110,44 +128,44 @@ impl Host {
         }
     }
 
-    pub(super) fn revoke(&self, capability: &Capability) {
+    pub(in crate::daemon) fn revoke(&self, capability: &Capability) {
         self.hub.revoked.send_modify(|revoked| revoked.extend([capability.session.clone()]));
     }
 
-    pub(super) fn outside(&self, capability: Option<&Capability>) -> Client {
+    pub(in crate::daemon) fn outside(&self, capability: Option<&Capability>) -> Client {
         let token = capability.map(|capability| Secret::new(self.key.sign(capability).expect("signed")));
         Client::new(Endpoint::Unix(self.hub.installation.run.join("host.sock")), token)
     }
 
-    pub(super) fn inside(&self) -> Client {
+    pub(in crate::daemon) fn inside(&self) -> Client {
         Client::new(Endpoint::Unix(self.hub.installation.run.join("w3/in/host.sock")), None)
     }
 
-    pub(super) fn path(&self, rest: &str) -> String {
+    pub(in crate::daemon) fn path(&self, rest: &str) -> String {
         format!("/host/v1/workspaces/{}/{rest}", self.workspace.id)
     }
 
-    pub(super) async fn logs(&self, client: &Client, query: LogQuery) -> WebSocket {
+    pub(in crate::daemon) async fn logs(&self, client: &Client, query: LogQuery) -> WebSocket {
         let mut socket = client.websocket(&self.path("logs")).await.expect("admitted");
         say(&mut socket, &Control::Logs(query)).await;
         socket
     }
 
-    pub(super) fn write_log(&self, message: &str) {
+    pub(in crate::daemon) fn write_log(&self, message: &str) {
         let dir = self.hub.installation.workspace_dir(&self.workspace.id).join("logs");
         fs::create_dir_all(&dir).expect("mkdir");
         logs::Logs::new(dir, Redactor::default()).write("web", LogLevel::Info, message);
     }
 }
 
-pub(super) async fn say(socket: &mut WebSocket, control: &Control) {
+pub(in crate::daemon) async fn say(socket: &mut WebSocket, control: &Control) {
     let mut message = vec![channel::CONTROL];
     message.extend(serde_json::to_vec(control).expect("json"));
     socket.send(Message::binary(message)).await.expect("sent");
 }
 
 /// The next message: its channel and text.
-pub(super) async fn hear(socket: &mut WebSocket) -> (u8, String) {
+pub(in crate::daemon) async fn hear(socket: &mut WebSocket) -> (u8, String) {
     loop {
         let message = tokio::time::timeout(Duration::from_secs(20), socket.next()).await.expect("in time");
         match message.expect("a message").expect("readable") {
@@ -158,13 +176,13 @@ pub(super) async fn hear(socket: &mut WebSocket) -> (u8, String) {
     }
 }
 
-pub(super) async fn control(socket: &mut WebSocket) -> Control {
+pub(in crate::daemon) async fn control(socket: &mut WebSocket) -> Control {
     let (of, text) = hear(socket).await;
     assert_eq!(of, channel::CONTROL, "{text}");
     serde_json::from_str(&text).expect("a control message")
 }
 
-pub(super) async fn failed(socket: &mut WebSocket) -> Problem {
+pub(in crate::daemon) async fn failed(socket: &mut WebSocket) -> Problem {
     match control(socket).await {
         Control::Failed { problem } => problem,
         other => panic!("{other:?}"),

@@ -1,6 +1,6 @@
 //! The stream API as its callers see it, over real sockets.
 
-mod host;
+pub(in crate::daemon) mod host;
 
 use super::env;
 use crate::{daemon::hub::Workspace, supervise::runs::output_path};
