@@ -6,6 +6,7 @@
 use crate::{
     problem::{ErrorBody, Problem, ProblemKind},
     secret::Secret,
+    stream::GATEWAY_PREFIX,
     trust::Trust,
 };
 use http_body_util::{BodyExt, Full, Limited};
@@ -182,6 +183,10 @@ pub struct Client {
     endpoint: Endpoint,
     token: Option<Secret>,
     headers: Vec<(&'static str, String)>,
+    /// What it calls the server.
+    authority: String,
+    /// Stands before every path.
+    prefix: &'static str,
     deadline: Duration,
     patience: Duration,
 }
@@ -190,7 +195,24 @@ impl Client {
     /// A client with the default deadline of 30 seconds.
     #[must_use]
     pub fn new(endpoint: Endpoint, token: Option<Secret>) -> Self {
-        Self { endpoint, token, headers: Vec::new(), deadline: Duration::from_secs(30), patience: Duration::ZERO }
+        Self {
+            endpoint,
+            token,
+            headers: Vec::new(),
+            authority: "envforge".to_owned(),
+            prefix: "",
+            deadline: Duration::from_secs(30),
+            patience: Duration::ZERO,
+        }
+    }
+
+    /// A client of whichever host a capability names, by way of the gateway at `base`, such as `https://dev.example.com`.
+    ///
+    /// # Errors
+    /// `invalid` when that is no address.
+    pub fn by_gateway(base: &str, capability: Secret) -> Result<Self, Problem> {
+        let authority = base.rsplit('/').next().unwrap_or_default().to_owned();
+        Ok(Self { authority, prefix: GATEWAY_PREFIX, ..Self::new(base.parse()?, Some(capability)) })
     }
 
     /// The same client with another deadline for each call.
@@ -314,8 +336,8 @@ impl Client {
             let connection = tokio::spawn(connection);
             let mut request = Request::builder()
                 .method(method)
-                .uri(path)
-                .header("host", "envforge")
+                .uri(format!("{}{path}", self.prefix))
+                .header("host", &self.authority)
                 .header("content-type", "application/json");
             if let Some(token) = &self.token {
                 request = request.header("authorization", format!("Bearer {}", token.expose()));
@@ -354,7 +376,7 @@ impl Client {
     pub async fn websocket(&self, path: &str) -> Result<WebSocket, Problem> {
         use tokio_tungstenite::tungstenite::{Error, client::IntoClientRequest};
         let stream = self.connect().await?;
-        let mut request = format!("ws://envforge{path}")
+        let mut request = format!("ws://{}{}{path}", self.authority, self.prefix)
             .into_client_request()
             .map_err(|_| Problem::internal("a WebSocket request could not be built"))?;
         let headers = request.headers_mut();

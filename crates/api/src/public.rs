@@ -139,6 +139,9 @@ pub struct Grant {
     /// Unix socket of the host daemon, when it is on this machine.
     #[serde(default)]
     pub local_socket: Option<String>,
+    /// The base, where a gateway leads to the host: for whoever is on another machine.
+    #[serde(default)]
+    pub gateway: Option<String>,
     /// The capability.
     #[schema(value_type = String)]
     pub token: Secret,

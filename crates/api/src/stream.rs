@@ -15,6 +15,9 @@ use crate::{names::ServiceName, problem::Problem, resource::ResourceKind, time::
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// What stands before these endpoints on a gateway's base host, for callers on other machines than the host.
+pub const GATEWAY_PREFIX: &str = "/.envforge";
+
 /// Channel octets.
 pub mod channel {
     /// [`super::Control`] in JSON.

@@ -47,22 +47,45 @@ enum Granted {
     Grant(Grant),
 }
 
+/// How the host that a grant opens is reached.
+#[derive(Debug, PartialEq, Eq)]
+enum Way<'a> {
+    /// By a socket of this machine.
+    Socket(&'a str),
+    /// By the gateway that this is the base of.
+    Gateway(&'a str),
+}
+
+/// Picks it; `is_here` says whether a socket is on this machine. Pure.
+fn way<'a>(target: &Target, grant: &'a Grant, is_here: impl Fn(&str) -> bool) -> Option<Way<'a>> {
+    let (socket, gateway) = (grant.local_socket.as_deref(), grant.gateway.as_deref());
+    match target {
+        Target::Inside { .. } => Some(Way::Socket(INSIDE_SOCKET)),
+        // Its host may be on its way back.
+        Target::Local if socket.is_some() => socket.map(Way::Socket),
+        Target::Local | Target::Remote { .. } => match socket.filter(|socket| is_here(socket)) {
+            Some(socket) => Some(Way::Socket(socket)),
+            None => gateway.map(Way::Gateway),
+        },
+    }
+}
+
 /// A client of the host that a grant opens.
 ///
 /// # Errors
-/// [`envforge_api::problem::ProblemKind::Unavailable`] when the host is on another machine.
+/// [`envforge_api::problem::ProblemKind::Unavailable`] when the host is on another machine and no gateway leads there.
 pub(crate) fn host(context: &Context, grant: &Grant) -> Result<Client, Problem> {
-    let socket = match (&context.settings.target, &grant.local_socket) {
-        (Target::Inside { .. }, _) => INSIDE_SOCKET,
-        (Target::Remote { .. } | Target::Local, Some(socket)) => socket,
-        (Target::Remote { .. } | Target::Local, None) => {
+    let client = match way(&context.settings.target, grant, |socket| std::path::Path::new(socket).exists()) {
+        Some(Way::Socket(socket)) => Client::new(Endpoint::Unix(socket.into()), Some(grant.token.clone())),
+        Some(Way::Gateway(base)) => Client::by_gateway(base, grant.token.clone())?,
+        None => {
             return Err(Problem::unavailable(
                 "the workspace lies on a host that cannot be reached from here",
                 "run this on the host's machine",
             ));
         }
     };
-    Ok(Client::new(Endpoint::Unix(socket.into()), Some(grant.token.clone())).with_patience(crate::context::RESTART))
+    Ok(client.with_patience(crate::context::RESTART))
 }
 
 /// The Git identity of the caller as Git's own variables: from the environment, else from Git's configuration.
@@ -91,4 +114,36 @@ pub(crate) async fn git_identity(context: &Context) -> BTreeMap<String, String> 
         }
     }
     identity
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use envforge_api::{
+        ids::{HostId, WorkspaceId},
+        secret::Secret,
+        time::Timestamp,
+    };
+
+    #[test]
+    fn a_host_is_reached_by_its_socket_where_that_is_on_this_machine_and_by_the_gateway_otherwise() {
+        let grant = |socket: Option<&str>, gateway: Option<&str>| Grant {
+            host: HostId::generate(),
+            workspace: WorkspaceId::generate(),
+            local_socket: socket.map(ToOwned::to_owned),
+            gateway: gateway.map(ToOwned::to_owned),
+            token: Secret::new("t".into()),
+            expires_at: Timestamp::UNIX_EPOCH,
+        };
+        let remote = Target::Remote { endpoint: Endpoint::Unix("/c".into()), token: None };
+        let (here, elsewhere) = (|_: &str| true, |_: &str| false);
+        let both = grant(Some("/s"), Some("https://b"));
+        assert_eq!(way(&remote, &both, here), Some(Way::Socket("/s")));
+        assert_eq!(way(&remote, &both, elsewhere), Some(Way::Gateway("https://b")));
+        assert_eq!(way(&Target::Local, &both, elsewhere), Some(Way::Socket("/s")), "it comes back");
+        assert_eq!(way(&Target::Local, &grant(None, Some("https://b")), here), Some(Way::Gateway("https://b")));
+        assert_eq!(way(&remote, &grant(Some("/s"), None), elsewhere), None, "a control plane of before");
+        let inside = Target::Inside { workspace: "w".into() };
+        assert_eq!(way(&inside, &both, elsewhere), Some(Way::Socket(INSIDE_SOCKET)));
+    }
 }

@@ -56,7 +56,7 @@ pub(crate) async fn forward(
     woken: &Woken,
     mut request: Request<Incoming>,
 ) -> Result<Response<Answer>, Failed> {
-    let mut upstream = match to.pool.connect(to.route, woken, to.port, false).await {
+    let mut upstream = match to.pool.connect(to.route, woken, to.port).await {
         Ok(upstream) => upstream,
         Err(NotOpened::Asleep) => return Err(Failed::Asleep(Box::new(request))),
         Err(NotOpened::Away) => return Err(Failed::Away(Box::new(request))),
@@ -78,7 +78,7 @@ pub(crate) async fn forward(
     parts.version = Version::HTTP_11;
     let spare = if upstream.used { repeatable(&parts) } else { None };
     let body = if body.is_end_stream() { Asked::Nothing } else { Asked::Through(body) };
-    let mut response = match exchange(to, woken, &mut upstream, parts, body, spare).await {
+    let mut response = match exchange(to, &mut upstream, parts, body, spare).await {
         Some(response) => response,
         None => return Err(Failed::Service(BROKE_OFF)),
     };
@@ -118,7 +118,6 @@ fn repeatable(parts: &Parts) -> Option<Parts> {
 /// sent on a fresh one.
 async fn exchange(
     to: &To<'_>,
-    woken: &Woken,
     upstream: &mut Upstream,
     parts: Parts,
     body: Asked,
@@ -132,7 +131,7 @@ async fn exchange(
     if !upstream.used {
         return None;
     }
-    *upstream = to.pool.connect(to.route, woken, to.port, true).await.ok()?;
+    *upstream = to.pool.replace(to.route, to.port).await.ok()?;
     upstream.sender.send_request(again).await.ok()
 }
 

@@ -27,6 +27,7 @@ mod serve;
 mod sessions;
 mod single;
 mod sockets;
+mod streams;
 pub mod tls;
 mod tunnels;
 mod upstream;

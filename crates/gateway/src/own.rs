@@ -1,4 +1,4 @@
-//! The gateway's own addresses: `<base>/share/<token>` and where hosts dial in, and on each dev host `/.envforge/enter`, `/.envforge/state` and
+//! The gateway's own addresses: `<base>/share/<token>`, where hosts dial in and where their streams are; and on each dev host `/.envforge/enter`, `/.envforge/state` and
 //! `/.envforge/wake`. None of them wakes anything but the last, which is for that.
 
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     routes::NoRoute,
     serve::From,
     sessions::{Shown, VerifiedSession},
-    tunnels,
+    streams, tunnels,
     wake::{NotWoken, Readiness, readiness},
 };
 use envforge_api::{
@@ -29,6 +29,9 @@ const CODE: usize = 52;
 pub(crate) async fn base(gateway: &Gateway, request: Request<Incoming>) -> Response<Answer> {
     if request.uri().path() == tunnel::PATH {
         return tunnels::take(gateway, request);
+    }
+    if streams::is_theirs(request.uri().path()) {
+        return streams::lead(gateway, request).await;
     }
     let token = request.uri().path().strip_prefix("/share/");
     match (request.method(), token) {

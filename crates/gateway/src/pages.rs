@@ -84,6 +84,18 @@ fn told(reader: Reader, status: StatusCode, kind: &str, message: &str, hint: &st
     }
 }
 
+/// For who wants a host's streams without a capability that is valid now; the words are the host's own.
+pub(crate) fn no_capability() -> Response<Answer> {
+    let (message, hint) = ("this needs a valid capability", "open it with `envforge`, which asks for one");
+    told(Reader::Program, StatusCode::UNAUTHORIZED, "unauthenticated", message, hint)
+}
+
+/// The host of a capability has no tunnel here.
+pub(crate) fn host_away() -> Response<Answer> {
+    let (message, hint) = ("the workspace's host does not answer this gateway", "try again; it dials in by itself");
+    told(Reader::Program, StatusCode::SERVICE_UNAVAILABLE, "unavailable", message, hint)
+}
+
 /// For everything that is not verified, whatever it is.
 pub(crate) fn unverified() -> Response<Answer> {
     let hint = "Links expire and can be revoked: ask whoever sent it for a new one.";

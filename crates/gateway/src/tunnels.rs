@@ -26,6 +26,9 @@ const MOST: usize = 4;
 /// How long a host may take for a stream.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the end of a tunnel may take to be noticed by all of its parts.
+const SETTLES: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 struct Entry {
     number: u64,
@@ -63,7 +66,12 @@ impl Tunnels {
         within: Duration,
     ) -> Result<Connected<Pipe>, NotOpened> {
         let tunnel = self.newest(host).ok_or(NotOpened::Away)?;
-        timeout(PATIENCE + within, tunnel.open(what)).await.unwrap_or(Err(NotOpened::Away))
+        let opened = timeout(PATIENCE + within, tunnel.open(what)).await.unwrap_or(Err(NotOpened::Away));
+        if matches!(opened, Err(NotOpened::Away)) {
+            // One that has just broken is not to be taken for one that is there.
+            drop(timeout(SETTLES, tunnel.closed()).await);
+        }
+        opened
     }
 
     /// Ends once the host has a tunnel.

@@ -21,12 +21,15 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    time::timeout,
 };
 
 /// Kept for one port at most.
 const KEPT: usize = 256;
 /// An idle connection is not used after this: many servers close theirs after five seconds.
 const IDLE: Duration = Duration::from_secs(4);
+/// How long a lost tunnel may take to be there again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// A connection to a service.
 #[derive(Debug)]
@@ -105,19 +108,25 @@ impl Pool {
         });
     }
 
-    /// A connection to `port`: one that is there, unless `fresh` is asked for, or a new one.
-    pub(crate) async fn connect(
-        &self,
-        route: &Route,
-        woken: &Woken,
-        port: u16,
-        fresh: bool,
-    ) -> Result<Upstream, NotOpened> {
-        if !fresh && let Some(sender) = self.take(&route.workspace, woken, port) {
+    /// A connection to `port`: one that is there, or a new one.
+    pub(crate) async fn connect(&self, route: &Route, woken: &Woken, port: u16) -> Result<Upstream, NotOpened> {
+        if let Some(sender) = self.take(&route.workspace, woken, port) {
             return Ok(Upstream { sender, used: true });
         }
         let (sender, _) = dial(&self.tunnels, route, port, None).await?;
         Ok(Upstream { sender, used: false })
+    }
+
+    /// A new connection in place of one that turned out to be closed. A host whose tunnel went with it is waited for.
+    pub(crate) async fn replace(&self, route: &Route, port: u16) -> Result<Upstream, NotOpened> {
+        let dialled = match dial(&self.tunnels, route, port, None).await {
+            Err(NotOpened::Away) => {
+                drop(timeout(AGAIN, self.tunnels.arrival(&route.dial.host)).await);
+                dial(&self.tunnels, route, port, None).await
+            }
+            outcome => outcome,
+        };
+        dialled.map(|(sender, _)| Upstream { sender, used: false })
     }
 
     /// Waits until the host says that something is ready at `port`, which it knows before the control plane does, and

@@ -62,6 +62,12 @@ impl Tunnel {
         self.driven.has_changed().is_err()
     }
 
+    /// Ends when it has ended.
+    pub async fn closed(&self) {
+        // Nothing is ever sent: it fails once the driver is gone.
+        drop(self.driven.clone().changed().await);
+    }
+
     /// Opens a stream.
     ///
     /// # Errors

@@ -81,6 +81,7 @@ mod tests {
                 host: HostId::generate(),
                 workspace: WorkspaceId::generate(),
                 local_socket: None,
+                gateway: None,
                 token: Secret::new("t".into()),
                 expires_at: "2026-01-01T01:00:00Z".parse().expect("time"),
             },

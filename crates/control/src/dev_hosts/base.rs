@@ -44,6 +44,11 @@ impl Base {
         self.scheme
     }
 
+    /// The base itself: `https://dev.example.com`.
+    pub(crate) fn own(&self) -> String {
+        format!("{}://{}", self.scheme, self.authority)
+    }
+
     /// `dev.localhost:8080`.
     pub(crate) fn authority(&self) -> &str {
         &self.authority

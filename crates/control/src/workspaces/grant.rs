@@ -69,6 +69,7 @@ pub(crate) async fn grant(
         host: row.host.clone(),
         workspace: row.id.clone(),
         local_socket: presences.get(&row.host).and_then(|presence| presence.local_socket.clone()),
+        gateway: Some(app.base.own()),
         token: app.keys.sign(&capability)?,
         expires_at,
     })

@@ -27,6 +27,7 @@ async fn a_new_branch_becomes_a_workspace_whose_intent_wakes_the_parked_host() {
     assert_eq!(opened.workspace.as_str(), "feature-signed-links");
     assert!(opened.created && opened.wake.is_some());
     assert_eq!(opened.grant.local_socket.as_deref(), Some("/run/test.sock"));
+    assert_eq!(opened.grant.gateway.as_deref(), Some("http://dev.localhost"), "for who is elsewhere");
     let (mut host, answer) =
         tokio::time::timeout(Duration::from_secs(10), parked).await.expect("in time").expect("ran");
     let intent = &answer.intents[0];

@@ -5,9 +5,11 @@ use crate::{
     tls::{certificate, first_line, visit},
 };
 use envforge_api::{
-    client::{Endpoint, Stream},
+    capability::{Capability, Right},
+    client::{Client, Endpoint, Stream},
     gateway::Revoked,
-    ids::{HostId, RuntimeInstanceId},
+    ids::{AttachId, HostId, PrincipalId, RuntimeInstanceId},
+    problem::ProblemKind,
     secret::Secret,
     sign::{SigningKey, Statement},
     states::RuntimeState,
@@ -284,4 +286,103 @@ async fn a_tunnel_goes_by_tls_where_the_gateway_speaks_it_and_its_authority_is_t
     let cookie = gateway.signed(&gateway.visit());
     let request = format!("GET / HTTP/1.1\r\nhost: {}\r\ncookie: __Host-envforge={cookie}\r\n\r\n", gateway.host());
     assert_eq!(first_line(&mut visitor, &request).await, "HTTP/1.1 200 OK");
+}
+
+/// The host's streams: each is said back, or the head of what was asked for.
+async fn streams() -> SocketAddr {
+    service(|_, mut stream| async move {
+        let head = read_head(&mut stream).await.expect("a request");
+        if head.contains("upgrade: websocket") {
+            let agreed = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+            stream.write_all(agreed.as_bytes()).await.expect("sent");
+            let (mut read, mut write) = stream.split();
+            drop(tokio::io::copy(&mut read, &mut write).await);
+        } else {
+            let head = serde_json::to_string(&head).expect("JSON");
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{head}", head.len());
+            stream.write_all(answer.as_bytes()).await.expect("sent");
+        }
+    })
+    .await
+}
+
+async fn has_streams(gateway: &Gateway) -> JoinHandle<()> {
+    let service = streams().await;
+    let host = Elsewhere::of(gateway);
+    host.dials(gateway, move |what| async move {
+        assert_eq!(what, Open::Streams);
+        Ok((Stream::Tcp(TcpStream::connect(service).await.expect("connected")), None))
+    })
+    .await
+}
+
+fn capability(gateway: &Gateway) -> Capability {
+    Capability {
+        host: gateway.around.host.clone(),
+        workspace: gateway.around.workspace.clone(),
+        principal: PrincipalId::generate(),
+        principal_name: "ada".into(),
+        session: AttachId::generate(),
+        rights: [Right::Attach].into(),
+        service: None,
+        expires_at: in_a_minute(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hosts_streams_are_reached_with_a_capability_by_who_is_elsewhere() {
+    let gateway = Gateway::far_from_its_host(Security::Plain).await;
+    let token = gateway.around.key.sign(&capability(&gateway)).expect("signed");
+    let base = format!("http://dev.localhost:{}", gateway.address.port());
+    let client = Client::by_gateway(&base, Secret::new(token.clone())).expect("an address");
+    let away = client.get::<String>("/host/v1/workspaces/w/env").await.expect_err("it has not dialled yet");
+    assert_eq!(away.kind, ProblemKind::Unavailable);
+    let _serving = has_streams(&gateway).await;
+    let seen: String = client.get("/host/v1/workspaces/w/env?service=web").await.expect("an answer");
+    assert!(seen.starts_with("GET /host/v1/workspaces/w/env?service=web HTTP/1.1\r\n"), "{seen}");
+    assert!(seen.contains(&format!("authorization: Bearer {token}\r\n")), "{seen}");
+
+    let head = format!(
+        "GET /.envforge/host/v1/workspaces/w/attach HTTP/1.1\r\nhost: dev.localhost\r\nauthorization: Bearer {token}\r\n\
+         connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\r\n"
+    );
+    let mut stream = gateway.connect().await;
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    let answer = read_head(&mut stream).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    says_back(&mut stream, b"octets of a terminal").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_capability_or_from_a_page_no_host_is_reached() {
+    let gateway = Gateway::far_from_its_host(Security::Plain).await;
+    let host = Elsewhere::of(&gateway);
+    let _serving = host.dials(&gateway, |_| async { panic!("it was reached") }).await;
+    let key = &gateway.around.key;
+    let valid = key.sign(&capability(&gateway)).expect("signed");
+    let gone = Capability { expires_at: Timestamp::now() - jiff::SignedDuration::from_secs(1), ..capability(&gateway) };
+    let expired = key.sign(&gone).expect("signed");
+    let foreign = SigningKey::generate().expect("a key").sign(&capability(&gateway)).expect("signed");
+    let visit = gateway.signed(&gateway.visit());
+    let (get, attach, base) = ("GET", "/.envforge/host/v1/workspaces/w/attach", "dev.localhost");
+    let dev_host = gateway.host();
+    let cases = [
+        (get, attach, base, "", "", 401),
+        (get, attach, base, &*expired, "", 401),
+        (get, attach, base, &*foreign, "", 401),
+        (get, attach, base, &*visit, "", 401),
+        (get, attach, base, &*valid, "origin: http://web--w--local.dev.localhost\r\n", 404),
+        (get, attach, base, &*valid, "sec-fetch-mode: navigate\r\n", 404),
+        (get, attach, &*dev_host, &*valid, "", 404),
+        ("POST", attach, base, &*valid, "content-length: 0\r\n", 404),
+        (get, "/.envforge/host/v1/health", base, &*valid, "", 404),
+        (get, "/host/v1/workspaces/w/attach", base, &*valid, "", 404),
+        (get, "/.envforge//host/v1/workspaces/w/attach", base, &*valid, "", 404),
+    ];
+    for (method, path, host, token, more, status) in cases {
+        let bearer = if token.is_empty() { String::new() } else { format!("authorization: Bearer {token}\r\n") };
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\n{bearer}{more}connection: close\r\n\r\n");
+        let answer = gateway.exchange(request.as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{method} {path} {host} {more}: {answer}");
+    }
 }
