@@ -181,6 +181,7 @@ mod tests {
             "local keep",
             "server --database-url postgres://x --listen 127.0.0.1:0 --state /s --base dev.localhost",
             "host --home /h --server http://a:1 --token-file /t",
+            "host --home /h --server https://a --token-file /t --gateway https://b --gateway http://c --gateway-root /r",
             "host prepare --home /h",
             "audit --limit 3",
             "whoami",

@@ -1,6 +1,7 @@
 //! For tests only: whole installations in temporary homes, databases, control planes and simulated hosts.
 
 pub mod disk;
+pub mod elsewhere;
 pub mod fixture;
 pub mod local;
 pub mod machine;

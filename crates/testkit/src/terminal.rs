@@ -24,7 +24,12 @@ impl Local {
     /// When `script` cannot be run.
     #[must_use]
     pub fn terminal(&self, args: &[&str]) -> Terminal {
-        let line = self.command(args);
+        Terminal::start(&self.command(args))
+    }
+}
+
+impl Terminal {
+    pub(crate) fn start(line: &std::process::Command) -> Self {
         let words: Vec<_> =
             std::iter::once(line.get_program()).chain(line.get_args()).map(|w| w.to_string_lossy()).collect();
         let mut command = std::process::Command::new("script");
@@ -47,11 +52,9 @@ impl Local {
                 }
             }
         });
-        Terminal { child, stdin, chunks, seen: String::new() }
+        Self { child, stdin, chunks, seen: String::new() }
     }
-}
 
-impl Terminal {
     /// Waits until the screen has shown `text` since the last thing that was waited for.
     ///
     /// # Panics

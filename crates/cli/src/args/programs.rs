@@ -42,8 +42,8 @@ pub struct HostArgs {
     #[arg(long, value_name = "FILE", required = true)]
     pub token_file: Option<PathBuf>,
     /// A gateway on another machine, which this host then dials: http://HOST:PORT or https://HOST:PORT. For several, once
-    /// for each.
-    #[arg(long = "gateway", value_name = "URL")]
+    /// for each, or with commas between them.
+    #[arg(long = "gateway", value_name = "URL", env = "ENVFORGE_GATEWAY", value_delimiter = ',')]
     pub gateways: Vec<String>,
     /// PEM of further authorities that the gateways' certificates may be of.
     #[arg(long, value_name = "FILE", requires = "gateways")]
