@@ -106,7 +106,8 @@ impl Endpoint {
             Self::Https { host, port } => {
                 let trust = match trust {
                     Some(trust) => trust.clone(),
-                    None => Trust::of_machine().map_err(|problem| io::Error::other(problem.message))?,
+                    None => Trust::of_machine()
+                        .map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem.message))?,
                 };
                 let stream = tcp(host, *port).await?;
                 trust.agree(host, stream).await.map(|stream| Stream::Tls(Box::new(stream)))

@@ -73,7 +73,8 @@ impl Trust {
     /// # Errors
     /// When its certificate is not one for `host` by a trusted authority, or the connection breaks.
     pub async fn agree(&self, host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        let name =
+            ServerName::try_from(host.to_owned()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         TlsConnector::from(Arc::clone(&self.0)).connect(name, stream).await
     }
 }
