@@ -26,6 +26,19 @@ export function openDatabase() {
   return pool;
 }
 
+/** A cache, or undefined where the workspace has none. What it cannot say or keep is made again. */
+export async function openCache() {
+  if (!process.env.CACHE_URL) return undefined;
+  const client = createClient({ url: process.env.CACHE_URL, disableOfflineQueue: true });
+  client.on('error', (error) => console.error(`cache: ${error.message}`));
+  await client.connect();
+  return {
+    get: (key) => client.get(key).catch(() => undefined),
+    set: (key, value, options) => client.set(key, value, options).catch(() => undefined),
+    close: () => client.close(),
+  };
+}
+
 /** A Redis client that connects again by itself. `patient`: commands wait for that; otherwise they fail at once. */
 export async function openQueue({ patient }) {
   const client = createClient({ url: required('QUEUE_URL'), disableOfflineQueue: !patient });

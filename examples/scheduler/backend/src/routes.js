@@ -1,5 +1,6 @@
-// The API: GET /healthz, GET and POST /api/jobs, GET /api/workspace. Everything is JSON.
+// The API: GET /healthz, GET and POST /api/jobs, GET and POST /api/pictures, GET /api/workspace. Everything is JSON.
 
+import { endingOf } from './pictures.js';
 import { BadRequest, QUEUE, addJob, listJobs, titleOf } from './jobs.js';
 
 const MAX_BODY = 64 * 1024;
@@ -15,8 +16,8 @@ async function bodyOf(request) {
   return Buffer.concat(parts).toString('utf8');
 }
 
-/** A request handler over a database and a queue. */
-export function routes(database, queue, workspace) {
+/** A request handler over a database, a queue, and pictures where there is a storage for them. */
+export function routes(database, queue, workspace, pictures) {
   const handlers = {
     'GET /healthz': async () => {
       await Promise.all([database.query('SELECT 1'), queue.ping()]);
@@ -29,6 +30,11 @@ export function routes(database, queue, workspace) {
       // The job is kept by now. A knock that fails costs nothing: the mailer, cut off as well, looks at the table.
       await queue.lPush(QUEUE, String(job.id)).catch((error) => console.error(`queue: ${error.message}`));
       return [201, job];
+    },
+    'GET /api/pictures': async () => [200, { storage: Boolean(pictures), pictures: (await pictures?.list()) ?? [] }],
+    'POST /api/pictures': async (request) => {
+      if (!pictures) throw new BadRequest('this workspace has no storage: its project file says `storage: disabled`');
+      return [201, await pictures.add(endingOf(await bodyOf(request)))];
     },
   };
 
@@ -44,7 +50,7 @@ export function routes(database, queue, workspace) {
         const theirs = error instanceof BadRequest;
         if (!theirs) console.error(`${request.method} ${path}: ${error.message}`);
         status = theirs ? 400 : 503;
-        body = { error: theirs ? error.message : 'database or queue did not answer: see the logs of this service' };
+        body = { error: theirs ? error.message : 'a data service did not answer: see the logs of this service' };
       }
     }
     response.writeHead(status, { 'content-type': 'application/json' });

@@ -4,6 +4,8 @@ import assert from 'node:assert/strict';
 import { Readable } from 'node:stream';
 import test from 'node:test';
 import { BadRequest, titleOf } from '../src/jobs.js';
+import { reminder } from '../src/mail.js';
+import { endingOf, keysOf } from '../src/pictures.js';
 import { routes } from '../src/routes.js';
 
 test('a title is trimmed', () => {
@@ -39,6 +41,19 @@ test('a job that the queue did not take is kept and accepted', async () => {
   const [status, body] = await answer(handler, 'POST', '/api/jobs', '{"title": "x"}');
   silent.mock.restore();
   assert.deepEqual([status, body.id], [201, 7]);
+});
+
+test('only pictures are taken, and only our own keys are shown', () => {
+  assert.equal(endingOf('{"type": "image/png"}'), 'png');
+  for (const body of ['', '{}', '{"type": "text/html"}', '{"type": "constructor"}']) assert.throws(() => endingOf(body), BadRequest);
+  const listing = '<Key>pictures/1-a.png</Key><Key>pictures/2-b.png</Key><Key>other/3.png</Key><Key>pictures/../x</Key>';
+  assert.deepEqual(keysOf(listing), ['pictures/2-b.png', 'pictures/1-a.png']);
+});
+
+test('a mail says what it reminds of', () => {
+  const mail = reminder('Water the plants', 'https://example.com');
+  assert.match(mail.subject, /Water the plants/);
+  assert.match(mail.text, /https:\/\/example\.com/);
 });
 
 test('an unknown path is not found', async () => {

@@ -1,11 +1,12 @@
 // The page: lists the reminders of this workspace's database and schedules new ones, all through same-origin `/api`.
+// Pictures go straight to the workspace's storage and come from there, by addresses that `/api` signs.
 
 const form = document.querySelector('#new-job');
 const rows = document.querySelector('#jobs');
 const problem = document.querySelector('#problem');
 
-async function call(method, body) {
-  const answer = await fetch('/api/jobs', {
+async function call(method, body, path = '/api/jobs') {
+  const answer = await fetch(path, {
     method,
     headers: body ? { 'content-type': 'application/json' } : {},
     body: body ? JSON.stringify(body) : undefined,
@@ -64,6 +65,35 @@ form.addEventListener('submit', async (event) => {
   }
   await refresh();
 });
+
+const section = document.querySelector('#pictures');
+const picture = document.querySelector('#picture');
+const gallery = document.querySelector('#gallery');
+
+async function showPictures() {
+  const { storage, pictures } = await call('GET', undefined, '/api/pictures');
+  section.hidden = !storage;
+  gallery.replaceChildren(
+    ...pictures.map(({ key, url }) => Object.assign(document.createElement('img'), { src: url, alt: key })),
+  );
+}
+
+picture.addEventListener('change', async () => {
+  const [file] = picture.files;
+  if (!file) return;
+  try {
+    const { upload } = await call('POST', { type: file.type }, '/api/pictures');
+    const answer = await fetch(upload, { method: 'PUT', body: file });
+    if (!answer.ok) throw new Error(`the storage answered ${answer.status}`);
+    picture.value = '';
+    await showPictures();
+  } catch (error) {
+    problem.textContent = `Not sent: ${error.message}`;
+    problem.hidden = false;
+  }
+});
+
+showPictures().catch((error) => console.error(error));
 
 // Only while somebody looks: a page in a background tab asks for nothing.
 const timer = setInterval(() => document.visibilityState === 'visible' && refresh(), 2000);
