@@ -29,6 +29,9 @@ use tokio::time::timeout;
 /// How long a host may take to answer: it waits for a workspace that is about to arrive there.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a tunnel is waited for.
+const ARRIVAL: Duration = Duration::from_secs(2);
+
 /// What of a request's headers is the host's.
 const PASSED: [HeaderName; 6] = [
     header::AUTHORIZATION,
@@ -57,6 +60,8 @@ pub(crate) async fn lead(gateway: &Gateway, mut request: Request<Incoming>) -> R
     let given = token.and_then(|token| capability::verify(&keys, token, Timestamp::now()).ok());
     let Some(Capability { host, .. }) = given else { return pages::no_capability() };
     let socket = request.version() == Version::HTTP_11 && asks_for_socket(request.headers());
+    // A tunnel that has just broken is dialled again by its host.
+    let _ = timeout(ARRIVAL, gateway.tunnels.arrival(&host)).await;
     let Ok((pipe, _)) = gateway.tunnels.open(&host, &Open::Streams, Duration::ZERO).await else {
         return pages::host_away();
     };

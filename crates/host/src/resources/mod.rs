@@ -8,7 +8,7 @@ pub mod postgres;
 pub mod redis;
 
 use crate::{supervise::protocol::SeedStep, system::sandbox::Sandbox};
-use envforge_api::{names::ServiceName, resource::ResourceKind, secret::Secret, states::Trouble};
+use envforge_api::{names::ServiceName, project::RuntimeSize, resource::ResourceKind, secret::Secret, states::Trouble};
 use futures_util::future::LocalBoxFuture;
 use nix::{
     sys::signal::{Signal, kill},
@@ -44,6 +44,8 @@ pub struct Context {
     pub sandbox: Sandbox,
     /// Prepared data of the installation (`<home>/templates`).
     pub templates: PathBuf,
+    /// How large the runtime is.
+    pub size: RuntimeSize,
     /// What of it the workspace's services share or have for themselves.
     pub shares: Vec<Share>,
 }

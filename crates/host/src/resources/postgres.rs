@@ -12,6 +12,7 @@ use crate::system::{
 };
 use envforge_api::{
     names::{ServiceName, short_hash},
+    project::RuntimeSize,
     resource::ResourceKind,
     secret::Secret,
     states::Trouble,
@@ -252,6 +253,16 @@ fn options(directory: &str, password: &str, database: &str) -> PgConnectOptions 
         .options([("log_min_error_statement", "panic")])
 }
 
+/// What a cluster keeps in memory of its own. Little: the rest of a runtime's memory is the kernel's cache of its files, and
+/// starting takes longer with more.
+const fn buffers_mib(size: RuntimeSize) -> u64 {
+    match size {
+        RuntimeSize::Small => 16,
+        RuntimeSize::Medium => 32,
+        RuntimeSize::Large => 64,
+    }
+}
+
 impl Driver for Postgres {
     fn name(&self) -> &'static str {
         "database"
@@ -304,7 +315,7 @@ impl Driver for Postgres {
         })
     }
 
-    fn arguments(&self, _context: &Context) -> Vec<String> {
+    fn arguments(&self, context: &Context) -> Vec<String> {
         let data = format!("{DATA}/postgresql");
         let port = ResourceKind::Database.port().to_string();
         let settings = [
@@ -312,7 +323,8 @@ impl Driver for Postgres {
             format!("port={port}"),
             format!("unix_socket_directories={DATA}/{SOCKET}"),
             "unix_socket_permissions=0700".to_owned(),
-            "shared_buffers=16MB".to_owned(),
+            format!("shared_buffers={}MB", buffers_mib(context.size)),
+            format!("effective_cache_size={}MB", context.size.memory_bytes() >> 21),
             "max_connections=100".to_owned(),
             "wal_level=replica".to_owned(),
             "max_wal_size=256MB".to_owned(),

@@ -14,6 +14,9 @@ use tokio::{
 /// How long a server may take to write down what it holds before it is signalled as well.
 const OBEYS: Duration = Duration::from_secs(5);
 
+/// A cache alone takes at most this part of the runtime's memory.
+const CACHE_SHARE: u64 = 4;
+
 /// The driver.
 #[derive(Debug)]
 pub struct Redis;
@@ -32,13 +35,20 @@ async fn shut_down() -> io::Result<()> {
     }
 }
 
-/// Empties one of the numbered databases.
-async fn flush(number: u16) -> io::Result<()> {
+/// Has the server do this, each of which it is to answer with OK.
+async fn tell(commands: &[&str]) -> io::Result<()> {
     let mut stream = TcpStream::connect(("127.0.0.1", ResourceKind::Cache.port())).await?;
-    stream.write_all(format!("SELECT {number}\r\nFLUSHDB SYNC\r\nQUIT\r\n").as_bytes()).await?;
+    stream.write_all(format!("{}\r\nQUIT\r\n", commands.join("\r\n")).as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
-    if answer.lines().eq(["+OK", "+OK", "+OK"]) { Ok(()) } else { Err(io::Error::other(answer.trim().to_owned())) }
+    match answer.lines().find(|line| *line != "+OK") {
+        None if answer.lines().count() == commands.len() + 1 => Ok(()),
+        refused => Err(io::Error::other(refused.unwrap_or("it broke off").to_owned())),
+    }
+}
+
+fn has_queue(context: &Context) -> bool {
+    context.shares.iter().any(|share| share.kind == ResourceKind::Queue)
 }
 
 impl Driver for Redis {
@@ -61,9 +71,15 @@ impl Driver for Redis {
         })
     }
 
-    fn arguments(&self, _context: &Context) -> Vec<String> {
+    fn arguments(&self, context: &Context) -> Vec<String> {
         let dir = format!("{DATA}/redis");
         let port = ResourceKind::Cache.port().to_string();
+        // What a queue took is written before it is acknowledged: with `everysec` a write may wait for a slow disk in
+        // memory alone. A cache may forget; nothing in a server that is a queue, too, is ever evicted.
+        let has_queue = has_queue(context);
+        let (fsync, policy) = if has_queue { ("always", "noeviction") } else { ("everysec", "allkeys-lru") };
+        let memory = if has_queue { 0 } else { context.size.memory_bytes() / CACHE_SHARE };
+        let memory = memory.to_string();
         let settings = [
             ("--bind", "127.0.0.1 -::1"),
             ("--port", port.as_str()),
@@ -72,9 +88,10 @@ impl Driver for Redis {
             ("--databases", "1024"),
             ("--daemonize", "no"),
             ("--appendonly", "yes"),
-            ("--appendfsync", "everysec"),
+            ("--appendfsync", fsync),
             ("--save", ""),
-            ("--maxmemory-policy", "noeviction"),
+            ("--maxmemory", memory.as_str()),
+            ("--maxmemory-policy", policy),
             // Reached from this workspace's network only; there is no password to print by accident.
             ("--protected-mode", "no"),
             ("--logfile", ""),
@@ -96,16 +113,26 @@ impl Driver for Redis {
         })
     }
 
-    fn prepare<'a>(&'a self, _context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>> {
-        Box::pin(async { Ok(()) })
+    fn prepare<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>> {
+        Box::pin(async {
+            if !has_queue(context) {
+                return Ok(());
+            }
+            // It may have been a cache alone when it was started.
+            let settings = ["CONFIG SET maxmemory-policy noeviction maxmemory 0", "CONFIG SET appendfsync always"];
+            tell(&settings).await.map_err(|error| {
+                Trouble::new(format!("cannot make the cache a queue, too: {error}"), "sleep, then wake again")
+            })
+        })
     }
 
     fn wipe<'a>(&'a self, context: &'a Context, kind: ResourceKind) -> LocalBoxFuture<'a, Result<(), Trouble>> {
         Box::pin(async move {
             for share in context.shares.iter().filter(|share| share.kind == kind) {
-                let number = share.fields.get("url").and_then(|url| url.expose().rsplit('/').next()?.parse().ok());
+                let number =
+                    share.fields.get("url").and_then(|url| url.expose().rsplit('/').next()?.parse::<u16>().ok());
                 let Some(number) = number else { continue };
-                flush(number).await.map_err(|error| {
+                tell(&[&format!("SELECT {number}"), "FLUSHDB SYNC"]).await.map_err(|error| {
                     let hint = "`envforge logs WS redis` may say why; it is tried again at the next wake";
                     Trouble::new(format!("cannot empty the {kind}: {error}"), hint)
                 })?;

@@ -94,6 +94,7 @@ pub(super) fn servers(spec: &RuntimeSpec, shared: &Shared, now: Timestamp) -> BT
             context: watch::Sender::new(Context {
                 sandbox: spec.sandbox.clone(),
                 templates: shared.templates.clone(),
+                size: spec.size,
                 shares: Vec::new(),
             }),
             stated: Stated::plain(ResourceState::Waking, now),
