@@ -16,6 +16,7 @@ use std::{
     io::Write,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
+    sync::{Mutex, PoisonError},
 };
 
 /// A Linux account.
@@ -149,6 +150,9 @@ fn add(wanted: &[(&Account, &str, &str)]) -> Result<()> {
 
 /// Rewrites passwd and group: keeps entries whose name passes, adds `(passwd, group)` lines that are not there yet.
 fn edit(keep: impl Fn(&str) -> bool, add: &[(String, String)]) -> Result<()> {
+    // The lock below is the process's: it holds nothing off that this process itself does at the same time.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let lock = fs::OpenOptions::new()
         .create(true)
         .truncate(false)
