@@ -29,6 +29,7 @@ pub mod resource;
 pub mod role;
 pub mod secret;
 pub mod sign;
+pub mod sigv4;
 pub mod states;
 pub mod stream;
 pub mod time;
