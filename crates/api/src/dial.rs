@@ -8,6 +8,7 @@ use crate::{
     generation::Generation,
     ids::{RuntimeInstanceId, WorkspaceId},
     secret::Secret,
+    sigv4::Presigned,
     tunnel::NotOpened,
 };
 use rustix::net::{
@@ -43,6 +44,9 @@ pub struct Ask {
     /// Wait until something is ready there, as it is told of sooner on its host than by way of the control plane.
     #[serde(default)]
     pub wait: Option<Wait>,
+    /// The storage server in the place of a port, for a request that was signed with a key of the workspace.
+    #[serde(default)]
+    pub presigned: Option<Presigned>,
 }
 
 /// What is waited for.

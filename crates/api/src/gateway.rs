@@ -5,6 +5,7 @@
 //! * `POST /v1/gateway/codes`, `…/visits`: a link becomes a code, a code becomes a visit, each once.
 //! * `POST /v1/gateway/inside`: a workspace visits its own dev host.
 //! * `POST /v1/gateway/routes`: where a dev host leads, with what it takes to connect there.
+//! * `POST /v1/gateway/storage`: whose presigned storage addresses a dev host has.
 //! * `POST /v1/gateway/wakes`: a verified request that deserves one.
 //! * `POST /v1/gateway/activity`: what was carried, stored once by its id.
 
@@ -145,6 +146,22 @@ pub struct RouteRequest {
     pub host: HostLabel,
     /// The workspace that the visit or link names: another one's host is not found.
     pub workspace: WorkspaceId,
+}
+
+/// `POST /v1/gateway/storage`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct StorageRequest {
+    /// The dev host, of a request that nobody has verified yet: only its host can.
+    pub host: HostLabel,
+}
+
+/// Who can verify presigned requests of a dev host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct StorageRoute {
+    /// The workspace.
+    pub workspace: WorkspaceId,
+    /// What it takes to ask its host.
+    pub dial: Dial,
 }
 
 /// Where a dev host leads.

@@ -180,6 +180,9 @@ pub struct WorkspaceIntent {
     pub spec: ProjectSpec,
     /// Public origin of each service, such as `http://web--signed-links--acme.dev.localhost`.
     pub urls: BTreeMap<ServiceName, String>,
+    /// Public origin of its presigned storage addresses.
+    #[serde(default)]
+    pub storage_url: Option<String>,
 }
 
 /// Desired shell layer.

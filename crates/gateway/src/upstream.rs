@@ -152,7 +152,7 @@ async fn dial(tunnels: &Tunnels, route: &Route, port: u16, wait: Option<Wait>) -
     let within = wait.map_or(Duration::ZERO, |wait| Duration::from_millis(wait.ms.into()));
     let (workspace, token) = (route.workspace.clone(), route.dial.token.clone());
     if let Some(socket) = &route.dial.socket {
-        let ask = Ask { workspace: workspace.clone(), port, token: token.clone(), wait };
+        let ask = Ask { workspace: workspace.clone(), port, token: token.clone(), wait, presigned: None };
         match dial::dial(Path::new(socket), &ask, within).await {
             // The socket of a host on another machine.
             Err(NotOpened::Away) => {}

@@ -10,6 +10,7 @@ use envforge_api::{
     dev_host::{HostLabel, STORAGE, port_part, service_part},
     host::Face,
     names::{ServiceName, short_hash},
+    problem::Problem,
     project::ProjectSpec,
 };
 
@@ -28,10 +29,18 @@ fn candidates(service: &ServiceName, port: Option<&ServiceName>) -> impl Iterato
     std::iter::once(plain).chain(digests)
 }
 
-/// What a workspace lacks beside what it has.
+/// The label of presigned storage addresses.
 ///
 /// # Errors
 /// When the stored parts make no label.
+pub(super) fn storage(workspace: &str, organization: &str) -> Result<HostLabel, Failure> {
+    HostLabel::join(STORAGE, workspace, organization).map_err(|_| unreadable("label"))
+}
+
+/// What a workspace lacks beside what it has.
+///
+/// # Errors
+/// `invalid` for a service with the reserved name; when the stored parts make no label.
 pub(super) fn missing(
     known: &[DevHost],
     spec: &ProjectSpec,
@@ -47,9 +56,13 @@ pub(super) fn missing(
         if known.iter().chain(&made).any(has) {
             continue;
         }
+        if service.as_str() == STORAGE {
+            let reason = "a service cannot be called `storage`: that host name is kept for signed storage addresses";
+            return Err(Problem::invalid(reason, "give it another name in the project file, such as `files`").into());
+        }
         for part in candidates(service, port) {
             let label = HostLabel::join(&part, workspace, organization).map_err(|_| unreadable("label"))?;
-            let taken = part == STORAGE || known.iter().chain(&made).any(|host| host.label == label);
+            let taken = known.iter().chain(&made).any(|host| host.label == label);
             if !taken {
                 made.push(DevHost { label, service: service.clone(), port: port.cloned() });
                 break;
@@ -94,16 +107,21 @@ mod tests {
     }
 
     #[test]
-    fn the_first_to_be_known_has_the_plain_label_and_the_reserved_one_is_given_to_none() {
+    fn the_first_to_be_known_has_the_plain_label_and_the_reserved_name_is_refused() {
         let (web, admin) = (name("web"), name("admin"));
         let first =
             missing(&[], &spec(std::slice::from_ref(&web)), &[face(&web, &[admin])], "ws", "org").expect("made");
         assert_eq!(labels(&first), ["web", "web-admin"]);
-        let both = spec(&[web, name("web-admin"), name("storage")]);
-        let later = missing(&first, &both, &[], "ws", "org").expect("made");
-        assert_eq!(later.len(), 2);
+        let later = missing(&first, &spec(&[web.clone(), name("web-admin")]), &[], "ws", "org").expect("made");
+        assert_eq!(later.len(), 1);
         assert!(labels(&later)[0].starts_with("web-admin-"), "{later:?}");
-        assert!(labels(&later)[1].starts_with("storage-"), "{later:?}");
+        let refused = missing(&first, &spec(&[web, name("storage")]), &[], "ws", "org").expect_err("reserved");
+        assert!(refused.0.message.contains("`storage`") && !refused.0.hint.is_empty(), "{refused:?}");
+        // One that is older than the reservation keeps what it has.
+        let old =
+            DevHost { label: "storage-abc--ws--org".parse().expect("a label"), service: name("storage"), port: None };
+        assert!(missing(&[old], &spec(&[name("storage")]), &[], "ws", "org").expect("nothing").is_empty());
+        assert_eq!(storage("ws", "org").expect("a label").as_str(), "storage--ws--org");
     }
 
     proptest! {

@@ -9,8 +9,8 @@ use envforge_api::{host::Face, project::ProjectSpec};
 use sqlx::{PgConnection, PgPool};
 use workspaces::store::Row;
 
-/// Makes the dev hosts that a workspace lacks: one for each service, and one for each further port that its faces
-/// name. The workspace's row is locked by the caller, or not seen by anyone yet.
+/// Makes the dev hosts that a workspace lacks: one for each service, one for each further port that its faces name, and
+/// the one for storage. The workspace's row is locked by the caller, or not seen by anyone yet.
 pub(crate) async fn ensure(
     tx: &mut PgConnection,
     row: &Row,
@@ -21,7 +21,7 @@ pub(crate) async fn ensure(
     for host in labels::missing(&known, spec, faces, &row.label, &row.organization_label)? {
         store::insert(&mut *tx, &row.id, &host).await?;
     }
-    Ok(())
+    store::insert_storage(tx, &row.id, &labels::storage(&row.label, &row.organization_label)?).await
 }
 
 /// Makes those of workspaces that are older than dev hosts are.

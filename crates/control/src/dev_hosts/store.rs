@@ -26,10 +26,12 @@ fn read(row: &PgRow) -> Result<DevHost, Failure> {
 
 /// Those of a workspace.
 pub(crate) async fn of(db: impl PgExecutor<'_>, workspace: &WorkspaceId) -> Result<Vec<DevHost>, Failure> {
-    let rows = sqlx::query("SELECT label, service, port FROM dev_hosts WHERE workspace_id = $1 ORDER BY label")
-        .bind(workspace.as_str())
-        .fetch_all(db)
-        .await?;
+    let rows = sqlx::query(
+        "SELECT label, service, port FROM dev_hosts WHERE workspace_id = $1 AND service <> '' ORDER BY label",
+    )
+    .bind(workspace.as_str())
+    .fetch_all(db)
+    .await?;
     rows.iter().map(read).collect()
 }
 
@@ -38,10 +40,11 @@ pub(crate) async fn find(
     db: impl PgExecutor<'_>,
     label: &HostLabel,
 ) -> Result<Option<(WorkspaceId, DevHost)>, Failure> {
-    let row = sqlx::query("SELECT label, workspace_id, service, port FROM dev_hosts WHERE label = $1")
-        .bind(label.as_str())
-        .fetch_optional(db)
-        .await?;
+    let row =
+        sqlx::query("SELECT label, workspace_id, service, port FROM dev_hosts WHERE label = $1 AND service <> ''")
+            .bind(label.as_str())
+            .fetch_optional(db)
+            .await?;
     row.map(|row| Ok((word(&row, "workspace_id")?, read(&row)?))).transpose()
 }
 
@@ -57,17 +60,43 @@ pub(crate) async fn insert(tx: &mut PgConnection, workspace: &WorkspaceId, host:
     Ok(())
 }
 
+/// Whose presigned storage addresses a label has: a row without a service.
+pub(crate) async fn find_storage(db: impl PgExecutor<'_>, label: &HostLabel) -> Result<Option<WorkspaceId>, Failure> {
+    let row = sqlx::query("SELECT workspace_id FROM dev_hosts WHERE label = $1 AND service = ''")
+        .bind(label.as_str())
+        .fetch_optional(db)
+        .await?;
+    row.map(|row| word(&row, "workspace_id")).transpose()
+}
+
+/// Stores that label; a workspace has one.
+pub(crate) async fn insert_storage(
+    tx: &mut PgConnection,
+    workspace: &WorkspaceId,
+    label: &HostLabel,
+) -> Result<(), Failure> {
+    sqlx::query(
+        "INSERT INTO dev_hosts (label, workspace_id, service, port) VALUES ($1, $2, '', '')
+         ON CONFLICT (workspace_id, service, port) DO NOTHING",
+    )
+    .bind(label.as_str())
+    .bind(workspace.as_str())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// Frees the labels of a workspace that is gone.
 pub(crate) async fn remove(tx: &mut PgConnection, workspace: &WorkspaceId) -> Result<(), Failure> {
     sqlx::query("DELETE FROM dev_hosts WHERE workspace_id = $1").bind(workspace.as_str()).execute(tx).await?;
     Ok(())
 }
 
-/// Workspaces that have none.
+/// Workspaces that have none, or not the one for storage.
 pub(crate) async fn without(db: impl PgExecutor<'_>) -> Result<Vec<WorkspaceId>, Failure> {
     let ids: Vec<String> = sqlx::query_scalar(
         "SELECT id FROM workspaces w WHERE deleted_at IS NULL
-             AND NOT EXISTS (SELECT FROM dev_hosts d WHERE d.workspace_id = w.id)",
+             AND NOT EXISTS (SELECT FROM dev_hosts d WHERE d.workspace_id = w.id AND d.service = '')",
     )
     .fetch_all(db)
     .await?;

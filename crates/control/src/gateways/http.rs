@@ -11,8 +11,8 @@ use crate::{
 };
 use axum::{Json, extract::State};
 use envforge_api::gateway::{
-    ActivityReport, Code, CodeRequest, Feed, InsideRequest, Route, RouteRequest, VisitGranted, VisitRequest,
-    WakeAnswer, WakeRequest,
+    ActivityReport, Code, CodeRequest, Feed, InsideRequest, Route, RouteRequest, StorageRequest, StorageRoute,
+    VisitGranted, VisitRequest, WakeAnswer, WakeRequest,
 };
 use serde::Deserialize;
 
@@ -72,6 +72,17 @@ pub(crate) async fn routes(
     Body(request): Body<RouteRequest>,
 ) -> Answer<Route> {
     Ok(Json(route::route(&app, allowed.caller.organization(), &request).await?))
+}
+
+/// Who can verify presigned requests.
+#[utoipa::path(post, path = "/v1/gateway/storage", request_body = StorageRequest,
+    responses((status = 200, body = StorageRoute)))]
+pub(crate) async fn storage(
+    State(app): State<App>,
+    allowed: Allowed,
+    Body(request): Body<StorageRequest>,
+) -> Answer<StorageRoute> {
+    Ok(Json(route::storage(&app, allowed.caller.organization(), &request).await?))
 }
 
 /// A verified request deserves a wake.

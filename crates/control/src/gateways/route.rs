@@ -11,7 +11,7 @@ use crate::{
 use envforge_api::{
     capability::{Capability, LIFETIME_SECONDS, Right},
     dev_host::ProxyMode,
-    gateway::{Binding, Dial, Route, RouteRequest, Target},
+    gateway::{Binding, Dial, Route, RouteRequest, StorageRequest, StorageRoute, Target},
     ids::{AttachId, OrganizationId},
     names::ServiceName,
     states::ServiceKind,
@@ -91,6 +91,24 @@ pub(super) async fn route(app: &App, organization: &OrganizationId, request: &Ro
         dial: dial(app, &row, socket)?,
         host: host.label,
     })
+}
+
+/// Who can verify presigned requests of a dev host, with what it takes to ask there.
+///
+/// # Errors
+/// `not_found`.
+pub(super) async fn storage(
+    app: &App,
+    organization: &OrganizationId,
+    request: &StorageRequest,
+) -> Result<StorageRoute, Failure> {
+    let missing = || not_found("that dev host");
+    let workspace = dev_hosts::store::find_storage(&app.pool, &request.host).await?.ok_or_else(missing)?;
+    let row = workspaces::store::by_id(&app.pool, &workspace).await?;
+    let row = row.filter(|row| row.organization == *organization).ok_or_else(missing)?;
+    let presences = hosts::store::presences(&app.pool, organization).await?;
+    let socket = presences.get(&row.host).and_then(|presence| presence.dial_socket.clone());
+    Ok(StorageRoute { workspace: row.id.clone(), dial: dial(app, &row, socket)? })
 }
 
 fn dial(app: &App, row: &Row, socket: Option<String>) -> Result<Dial, Failure> {

@@ -147,6 +147,7 @@ async fn intents(
             revision: row.desired.revision,
             spec: row.spec.clone(),
             urls: row.urls(&app.base),
+            storage_url: row.storage_host.as_ref().map(|label| app.base.origin(label)),
         })
         .collect();
     Ok((newest, intents))

@@ -99,6 +99,7 @@ pub(crate) fn build(app: &App) -> (Router, OpenApi, Vec<RouteEntry>) {
         .mount(ActAsGateway, Organization, routes!(gateways::http::visits))
         .mount(ActAsGateway, Organization, routes!(gateways::http::inside))
         .mount(ActAsGateway, Organization, routes!(gateways::http::routes))
+        .mount(ActAsGateway, Organization, routes!(gateways::http::storage))
         .mount(ActAsGateway, Organization, routes!(gateways::http::wakes))
         .mount(ActAsGateway, Organization, routes!(gateways::http::activity))
         .mount(ActAsHost, Organization, routes!(hosts::http::register))

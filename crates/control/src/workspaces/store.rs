@@ -47,6 +47,8 @@ pub(crate) struct Row {
     pub(crate) spec: ProjectSpec,
     /// The dev host of each service.
     pub(crate) hosts: BTreeMap<ServiceName, HostLabel>,
+    /// The dev host of its presigned storage addresses.
+    pub(crate) storage_host: Option<HostLabel>,
 }
 
 impl Row {
@@ -71,7 +73,8 @@ macro_rules! select {
                 w.host_id, w.owner_id, u.name AS owner_name, w.slug, w.label, w.branch, w.from_ref, w.generation,
                 w.desired, w.desired_at, w.version, w.report, w.report_epoch, w.created_at, r.spec,
                 (SELECT coalesce(jsonb_object_agg(d.service, d.label), '{}') FROM dev_hosts d
-                 WHERE d.workspace_id = w.id AND d.port = '') AS hosts
+                 WHERE d.workspace_id = w.id AND d.port = '' AND d.service <> '') AS hosts,
+                (SELECT d.label FROM dev_hosts d WHERE d.workspace_id = w.id AND d.service = '') AS storage_host
              FROM workspaces w
              JOIN organizations o ON o.id = w.organization_id
              JOIN projects p ON p.id = w.project_id
@@ -115,6 +118,10 @@ fn read(row: &PgRow) -> Result<Row, Failure> {
         newest: Revision(number(row, "newest")?),
         spec: row.try_get::<Json<ProjectSpec>, _>("spec")?.0,
         hosts: row.try_get::<Json<BTreeMap<ServiceName, HostLabel>>, _>("hosts")?.0,
+        storage_host: row
+            .try_get::<Option<String>, _>("storage_host")?
+            .map(|label| label.parse().map_err(|_| unreadable("storage_host")))
+            .transpose()?,
     })
 }
 

@@ -47,6 +47,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("POST", "/v1/gateway/visits", "", "-------y0"),
     ("POST", "/v1/gateway/inside", "", "-------y0"),
     ("POST", "/v1/gateway/routes", "", "-------y0"),
+    ("POST", "/v1/gateway/storage", "", "-------y0"),
     ("POST", "/v1/gateway/wakes", "", "-------y0"),
     ("POST", "/v1/gateway/activity", "", "-------y0"),
     ("POST", "/v1/host/register", "", "------y-0"),

@@ -9,11 +9,13 @@ use envforge_api::{
     capability::{self, Right},
     client::Client,
     command::CommandKind,
-    gateway::{Activity, ActivityReport, Feed, Route, RouteRequest, WakeAnswer, WakeRequest},
+    gateway::{
+        Activity, ActivityReport, Feed, Route, RouteRequest, StorageRequest, StorageRoute, WakeAnswer, WakeRequest,
+    },
     host::{DesiredRuntime, Phase},
     ids::{ActivityId, LinkId, RuntimeInstanceId, WorkspaceId},
     link::{Family, Holder, Shared},
-    problem::Problem,
+    problem::{Problem, ProblemKind},
     public::{CommandList, LinkView},
     states::RuntimeState,
     time::Timestamp,
@@ -102,6 +104,31 @@ async fn the_feed_tells_everything_once_and_then_what_changed() {
     assert_eq!(feed(&gateway, 0, 0).await.workspaces.len(), 1);
     // A position that lies ahead is one of a database that was put back since.
     assert!(feed(&gateway, u64::from(u32::MAX) * 1000, 25_000).await.whole);
+    it.stop().await;
+}
+
+#[tokio::test]
+async fn the_reserved_host_leads_to_storage_and_to_no_service_and_its_workspace_is_told_of_it() {
+    let it = Installation::start().await;
+    let (host, gateway) = (it.host().await, it.gateway());
+    let ws = it.open("ws", false).await;
+    let intent = host.intent(&ws.id).await.expect("an intent");
+    let origin = intent.storage_url.expect("an address");
+    assert!(origin.starts_with("http://storage--ws--") && origin.ends_with(".dev.localhost"), "{origin}");
+    let label = origin.trim_start_matches("http://").split('.').next().expect("a label").to_owned();
+    let storage = async |host: &str| {
+        let request = StorageRequest { host: host.parse().expect("a label") };
+        gateway.post::<_, StorageRoute>("/v1/gateway/storage", &request).await
+    };
+    let found = storage(&label).await.expect("found");
+    assert_eq!((&found.workspace, found.dial.socket.as_deref()), (&ws.id, Some("/run/dial.sock")));
+    // Neither is the other, and nobody visits storage.
+    let web = label.replace("storage--", "web--");
+    for none in [&web, &label.replace("--ws--", "--nowhere--")] {
+        assert_eq!(storage(none).await.expect_err("no storage").kind, ProblemKind::NotFound, "{none}");
+    }
+    assert_eq!(route(&gateway, &label, &ws.id).await.expect_err("no service").kind, ProblemKind::NotFound);
+    assert!(route(&gateway, &web, &ws.id).await.is_ok());
     it.stop().await;
 }
 

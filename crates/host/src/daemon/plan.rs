@@ -102,6 +102,7 @@ pub(super) mod tests {
             revision: Revision(1),
             spec,
             urls: BTreeMap::new(),
+            storage_url: None,
         }
     }
 
