@@ -9,7 +9,10 @@ use envforge_gateway::{
     Security,
     acme::{Pace, Settings},
 };
-use envforge_host::daemon::tunnel::Gateways;
+use envforge_host::{
+    daemon::tunnel::Gateways,
+    resources::storage::{External, keeper},
+};
 use std::{
     io::{IsTerminal, Write},
     os::fd::AsFd,
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
             Some(spec) => one_thread(envforge_host::supervise::main(Path::new(spec))),
             None => failed(&Problem::invalid("`envforge supervise` is for EnvForge itself", "")),
         },
+        Some(keeper::COMMAND) => keep_storage(words.get(1).map(Path::new)),
         Some("server" | "host" | "gateway") => match envforge_cli::parse().command {
             Command::Server(args) => server(args),
             Command::Host(args) => host(args),
@@ -36,6 +40,18 @@ fn main() -> ExitCode {
             _ => failed(&Problem::internal("the first word named another program")),
         },
         Some(_) | None => one_thread(envforge_cli::main()),
+    }
+}
+
+/// It changes namespaces before it has a thread.
+fn keep_storage(home: Option<&Path>) -> ExitCode {
+    let Some(home) = home else {
+        return failed(&Problem::invalid(format!("`envforge {}` is for EnvForge itself", keeper::COMMAND), ""));
+    };
+    match keeper::prepare(home) {
+        Ok(Some(keeper)) => one_thread(keeper.serve()),
+        Ok(None) => ExitCode::SUCCESS,
+        Err(error) => failed(&Problem::unavailable(error.to_string(), error.hint)),
     }
 }
 
@@ -162,8 +178,13 @@ fn host_options(args: programs::HostArgs) -> Result<envforge_host::daemon::Optio
     let home: PathBuf = args.home.ok_or_else(|| missing("--home"))?;
     let server: Endpoint = args.server.ok_or_else(|| missing("--server"))?.parse()?;
     let file = args.token_file.ok_or_else(|| missing("--token-file"))?;
+    let storage = match (&args.storage_endpoint, &args.storage_credentials) {
+        (Some(endpoint), Some(file)) => Some(External::configured(endpoint, file)),
+        (_, _) => None,
+    };
+    let storage = storage.transpose().map_err(|e| Problem::invalid(e.to_string(), e.hint))?;
     let gateways = gateways(&args.gateways, args.gateway_root.as_deref())?;
-    Ok(envforge_host::daemon::Options { home, server, token: token(&file, "host")?, gateways })
+    Ok(envforge_host::daemon::Options { home, server, token: token(&file, "host")?, gateways, storage })
 }
 
 /// The gateways that a host dials.

@@ -48,6 +48,12 @@ pub struct HostArgs {
     /// PEM of further authorities that the gateways' certificates may be of.
     #[arg(long, value_name = "FILE", requires = "gateways")]
     pub gateway_root: Option<PathBuf>,
+    /// An S3 server or cluster (SeaweedFS or MinIO) in the place of the host's own: http://HOST:PORT.
+    #[arg(long, value_name = "URL", env = "ENVFORGE_STORAGE_ENDPOINT", requires = "storage_credentials")]
+    pub storage_endpoint: Option<String>,
+    /// File with its root credentials, in the form of AWS's `credentials`, readable by its owner alone.
+    #[arg(long, value_name = "FILE", env = "ENVFORGE_STORAGE_CREDENTIALS", requires = "storage_endpoint")]
+    pub storage_credentials: Option<PathBuf>,
 }
 
 /// Where a gateway listens.

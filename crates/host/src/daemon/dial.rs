@@ -3,7 +3,7 @@
 
 use super::{
     hub::{Hub, Workspace},
-    parked,
+    parked, storage,
     streams::bind,
 };
 use envforge_api::{
@@ -59,6 +59,9 @@ pub(super) async fn connect(hub: &Hub, ask: &Ask) -> Result<Dialled, NotOpened> 
     let host = hub.host.borrow().clone().ok_or(NotOpened::Refused)?;
     given.allows(&host, &ask.workspace, Right::Dial).map_err(|_| NotOpened::Refused)?;
     let workspace = hub.get(&ask.workspace).ok_or(NotOpened::Refused)?;
+    if let Some(presigned) = &ask.presigned {
+        return storage::presigned(hub, &workspace, presigned).await;
+    }
     if let Some(wait) = ask.wait {
         let within = Duration::from_millis(wait.ms.into());
         match timeout(within, parked::ready(&workspace, ask.port, wait.generation)).await {

@@ -52,7 +52,10 @@ pub(super) async fn keep(hub: &Arc<Hub>, workspace: &Arc<Workspace>) {
     let (mut intents, mut sandboxes) = (workspace.intent.subscribe(), workspace.sandbox.subscribe());
     let mut now: Option<Served> = None;
     loop {
-        let wanted = addresses(intents.borrow_and_update().urls.values());
+        let wanted = {
+            let intent = intents.borrow_and_update();
+            addresses(intent.urls.values().chain(&intent.storage_url))
+        };
         let sandbox = sandboxes.borrow_and_update().clone();
         let mut again = None;
         match (wanted, &sandbox) {

@@ -18,12 +18,16 @@ mod reconcile;
 mod report;
 mod runtime;
 pub mod shell;
+mod storage;
 pub mod streams;
 pub mod supervisor;
 pub mod tunnel;
 
 use crate::{
-    resources::postgres,
+    resources::{
+        postgres,
+        storage::{Place, keeper},
+    },
     system::{
         SystemError, accounts, boot, cgroup, files,
         installation::{Installation, Isolation},
@@ -55,6 +59,8 @@ pub struct Options {
     pub token: envforge_api::secret::Secret,
     /// Gateways on other machines.
     pub gateways: tunnel::Gateways,
+    /// A storage server in the place of the host's own.
+    pub storage: Option<crate::resources::storage::External>,
 }
 
 /// `envforge host`: runs until SIGTERM. Services and terminals go on without it. Says `ready` through `say` when it is
@@ -90,6 +96,7 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<End, SystemError> {
     let cache_account = accounts::ensure_cache_account(&installation)?;
     let hub = Arc::new(Hub::new(installation, cache_account, ledger, options.server, options.token));
     hub.may_wake.send_replace(same_boot);
+    storage::configure(&hub, options.storage.as_ref()).await?;
     let stop = CancellationToken::new();
     for record in records {
         let workspace = Arc::new(Workspace::new(record.index, record.intent));
@@ -98,6 +105,8 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<End, SystemError> {
     }
     acts::resume(&hub);
     tunnel::begin(&hub, options.gateways, &stop);
+    // Ends with the daemon.
+    tokio::spawn(storage::keep(Arc::clone(&hub), stop.clone()));
     let (streams, dials) =
         (streams::serve(Arc::clone(&hub), stop.clone()), dial::serve(Arc::clone(&hub), stop.clone()));
     let serving = tokio::spawn(async { tokio::try_join!(streams, dials).map(drop) });
@@ -245,7 +254,8 @@ async fn quiet(installation: &Installation) -> Result<(), SystemError> {
         let busy = io::Error::other(format!("something was started in {} meanwhile", sandbox.hostname));
         Err(SystemError::new("end everything of the workspaces", busy).with_hint("run the command again"))
     });
-    futures_util::future::join_all(ends).await.into_iter().collect()
+    futures_util::future::join_all(ends).await.into_iter().collect::<Result<(), SystemError>>()?;
+    keeper::end(&Place::new(&installation.home, &installation.run)).await
 }
 
 /// `envforge host wipe --home H`: removes what the installation has on the machine beside its home.
@@ -259,6 +269,7 @@ pub async fn wipe(home: &Path) -> Result<(), SystemError> {
     let installation = Installation::open(home)?;
     let lock = lock(&installation)?;
     let killed = kill_supervisors(&installation);
+    keeper::end(&Place::new(&installation.home, &installation.run)).await?;
     sandbox::wipe(&installation).await?;
     drop(lock);
     let _ = files::write_whole(&installation.home.join("host").join("wiped"), b"", 0o644);

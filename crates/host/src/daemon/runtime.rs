@@ -6,7 +6,10 @@ use super::{
     shell,
 };
 use crate::{
-    resources,
+    resources::{
+        self,
+        storage::{Keyring, Place},
+    },
     supervise::{
         protocol::{ProcessSpec, ResourceSpec, RuntimeSpec, SeedStep, SetupStep, VERSION},
         redact::Redactor,
@@ -21,7 +24,7 @@ use crate::{
 };
 use envforge_api::{
     host::{DesiredRuntime, WorkspaceIntent},
-    ids::RuntimeInstanceId,
+    ids::{RuntimeInstanceId, WorkspaceId},
     names::ServiceName,
     problem::Diagnostic,
     resource::{ResourceKind, ResourceMode},
@@ -114,15 +117,19 @@ struct Values {
     /// How often the data of one resource was made anew.
     #[serde(default)]
     resets: BTreeMap<ResourceKind, u32>,
+    #[serde(default)]
+    storage: Keyring,
 }
 
 impl Values {
     /// Makes up what is missing.
-    fn complete(&mut self, resources: &[ResolvedResource]) {
+    fn complete(&mut self, workspace: &WorkspaceId, resources: &[ResolvedResource]) {
         self.passwords.entry(ResourceKind::Database).or_insert_with(|| Secret::random(20));
         if self.data.is_empty() {
             self.data = Secret::random(10).expose().to_owned();
         }
+        let managed = |r: &&ResolvedResource| r.kind == ResourceKind::Storage && r.mode == ResourceMode::Managed;
+        resources.iter().filter(managed).for_each(|r| self.storage.complete(workspace, r.service.as_ref()));
         for (kind, service) in resources.iter().filter_map(|r| Some((r.kind, r.service.clone()?))) {
             match kind {
                 ResourceKind::Database => {
@@ -164,14 +171,15 @@ impl Values {
 
     /// What must not be shown.
     fn secrets(&self) -> impl Iterator<Item = &Secret> {
-        self.passwords.values().chain(self.passwords_of_services.values())
+        let of_storage = self.storage.all().map(|bucket| &bucket.keys.secret_key);
+        self.passwords.values().chain(self.passwords_of_services.values()).chain(of_storage)
     }
 }
 
 fn values(sandbox: &Sandbox, resources: &[ResolvedResource]) -> Result<Values, SystemError> {
     let known = read_values(&sandbox.dir);
     let mut values = known.clone();
-    values.complete(resources);
+    values.complete(&sandbox.workspace, resources);
     if values != known {
         let bytes = serde_json::to_vec(&values).unwrap_or_default();
         files::write_durably(&values_path(&sandbox.dir), &bytes, 0o600)?;
@@ -190,6 +198,12 @@ pub(super) fn renew(sandbox_dir: &Path, kinds: &BTreeSet<ResourceKind>) -> Resul
     }
     let bytes = serde_json::to_vec(&values).unwrap_or_default();
     files::write_durably(&values_path(sandbox_dir), &bytes, 0o600)
+}
+
+/// The buckets of a workspace and their keys, as far as its host made them up already.
+#[must_use]
+pub(super) fn keyring(sandbox_dir: &Path) -> Keyring {
+    read_values(sandbox_dir).storage
 }
 
 /// What must not be shown of a workspace, as far as its host made it up already.
@@ -227,7 +241,8 @@ pub(super) async fn describe(intent: &WorkspaceIntent, sandbox: &Sandbox) -> Res
     let resolution = resolve(&intent.spec, &found, &shell::facts(intent));
     let values = values(sandbox, &resolution.resources).map_err(system)?;
     let done = read_done(&sandbox.dir, Layer::Runtime);
-    let resources: Vec<ResourceSpec> = resolution.resources.iter().map(|r| resource(r, &values, &done)).collect();
+    let each = |r| resource(r, &values, &done, sandbox, intent.storage_url.as_deref());
+    let resources: Vec<ResourceSpec> = resolution.resources.iter().map(each).collect();
     let mut processes = Vec::new();
     for service in &resolution.services {
         processes.extend(processes_of(sandbox, service, &resources, &values, &done));
@@ -237,7 +252,13 @@ pub(super) async fn describe(intent: &WorkspaceIntent, sandbox: &Sandbox) -> Res
     Ok(Description { processes, resources, resolution, secrets, values })
 }
 
-fn resource(resolved: &ResolvedResource, values: &Values, done: &Done) -> ResourceSpec {
+fn resource(
+    resolved: &ResolvedResource,
+    values: &Values,
+    done: &Done,
+    sandbox: &Sandbox,
+    storage: Option<&str>,
+) -> ResourceSpec {
     let kind = resolved.kind;
     let not_here = || {
         Trouble::new(
@@ -247,7 +268,7 @@ fn resource(resolved: &ResolvedResource, values: &Values, done: &Done) -> Resour
     };
     let blocked = match resolved.mode {
         ResourceMode::Managed => match resources::driver(kind) {
-            Some(driver) => driver.program().err(),
+            Some(driver) => driver.program(Place::of(sandbox).home()).err(),
             None => Some(not_here()),
         },
         ResourceMode::Disabled => None,
@@ -257,6 +278,10 @@ fn resource(resolved: &ResolvedResource, values: &Values, done: &Done) -> Resour
         )),
     };
     let fields = match resolved.mode {
+        ResourceMode::Managed if kind == ResourceKind::Storage => {
+            let bucket = values.storage.bucket(resolved.service.as_ref());
+            bucket.map(|bucket| bucket.fields(storage)).unwrap_or_default()
+        }
         ResourceMode::Managed => values.fields(kind, resolved.service.as_ref()),
         ResourceMode::Provided | ResourceMode::Cloud | ResourceMode::Disabled => BTreeMap::new(),
     };
@@ -403,6 +428,7 @@ fn quoted(value: &str) -> String {
 /// When it cannot be made.
 pub(super) async fn ensure_templates(hub: &Hub, description: &Description) -> Result<(), Trouble> {
     let wanted = |r: &ResourceSpec| r.resource.kind == ResourceKind::Database && r.blocked.is_none();
+    super::storage::note_need(hub, &description.resources);
     if description.resources.iter().any(wanted) { super::ensure_database_template(hub).await } else { Ok(()) }
 }
 
@@ -474,11 +500,12 @@ mod tests {
             [ResourceKind::Cache, ResourceKind::Queue, ResourceKind::Database].map(|kind| resource(kind, service))
         };
         let mut values = Values::default();
-        values.complete(&of(Some("web-b")));
+        let id = WorkspaceId::generate();
+        values.complete(&id, &of(Some("web-b")));
         let first = values.clone();
         // A service that is gone for a while, and back later, finds what it left.
-        values.complete(&of(Some("api")));
-        values.complete(&[of(None), of(Some("web-b"))].concat());
+        values.complete(&id, &of(Some("api")));
+        values.complete(&id, &[of(None), of(Some("web-b"))].concat());
         let url = |values: &Values, kind, service: Option<&str>| {
             let service = service.map(|name| name.parse().expect("a name"));
             values.fields(kind, service.as_ref())["url"].expose().to_owned()

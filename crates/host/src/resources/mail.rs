@@ -11,7 +11,7 @@ use crate::system::{files, sandbox::DATA};
 use envforge_api::{resource::ResourceKind, states::Trouble};
 use futures_util::future::LocalBoxFuture;
 use nix::{sys::signal::Signal, unistd::Pid};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 /// The driver.
@@ -56,7 +56,7 @@ impl Driver for Mailpit {
         "mail"
     }
 
-    fn program(&self) -> Result<PathBuf, Trouble> {
+    fn program(&self, _home: &Path) -> Result<PathBuf, Trouble> {
         program()
     }
 

@@ -6,6 +6,7 @@
 pub mod mail;
 pub mod postgres;
 pub mod redis;
+pub mod storage;
 
 use crate::{supervise::protocol::SeedStep, system::sandbox::Sandbox};
 use envforge_api::{names::ServiceName, project::RuntimeSize, resource::ResourceKind, secret::Secret, states::Trouble};
@@ -50,7 +51,15 @@ pub struct Context {
     pub shares: Vec<Share>,
 }
 
-/// A part of a server: a database of it.
+impl Context {
+    /// `ENVFORGE_HOME` of the installation.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.templates.parent().unwrap_or(&self.templates)
+    }
+}
+
+/// A part of a server: a database or a bucket of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     /// What it is for.
@@ -70,11 +79,17 @@ pub trait Driver: std::fmt::Debug {
     /// Name of the server: its control group, its log source and its directory below `data`.
     fn name(&self) -> &'static str;
 
-    /// The program on this host, or how to get it.
+    /// The program on this host, or how to get it. `home` is the installation's.
     ///
     /// # Errors
     /// When it is not installed.
-    fn program(&self) -> Result<PathBuf, Trouble>;
+    fn program(&self, home: &Path) -> Result<PathBuf, Trouble>;
+
+    /// Where the server is kept, if it is the host's: the supervisor then starts and stops nothing, and carries
+    /// connections there.
+    fn relayed(&self, _context: &Context) -> Option<storage::Place> {
+        None
+    }
 
     /// Makes the data directory if it is missing. Cut short anywhere, it starts over.
     fn ensure<'a>(&'a self, context: &'a Context) -> LocalBoxFuture<'a, Result<(), Trouble>>;
@@ -111,8 +126,8 @@ pub fn driver(kind: ResourceKind) -> Option<Box<dyn Driver>> {
     match kind {
         ResourceKind::Database => Some(Box::new(postgres::Postgres)),
         ResourceKind::Cache | ResourceKind::Queue => Some(Box::new(redis::Redis)),
+        ResourceKind::Storage => Some(Box::new(storage::Storage)),
         ResourceKind::Mail => Some(Box::new(mail::Mailpit)),
-        ResourceKind::Storage => None,
     }
 }
 
@@ -156,6 +171,7 @@ pub fn fields(kind: ResourceKind, part: Part<'_>) -> BTreeMap<String, Secret> {
             ("host", "localhost".into()),
             ("port", port.to_string()),
         ],
+        // Those of a bucket are made by its own keys: see `storage::Bucket`.
         ResourceKind::Storage => vec![],
     };
     pairs.into_iter().map(|(name, value)| (name.to_owned(), Secret::new(value))).collect()

@@ -268,7 +268,7 @@ impl Driver for Postgres {
         "database"
     }
 
-    fn program(&self) -> Result<PathBuf, Trouble> {
+    fn program(&self, _home: &Path) -> Result<PathBuf, Trouble> {
         program("postgres")
     }
 

@@ -5,7 +5,11 @@ use crate::system::{files, sandbox::DATA};
 use envforge_api::{resource::ResourceKind, states::Trouble};
 use futures_util::future::LocalBoxFuture;
 use nix::{sys::signal::Signal, unistd::Pid};
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -56,7 +60,7 @@ impl Driver for Redis {
         "redis"
     }
 
-    fn program(&self) -> Result<PathBuf, Trouble> {
+    fn program(&self, _home: &Path) -> Result<PathBuf, Trouble> {
         find_program("redis-server", &[]).ok_or_else(|| {
             Trouble::new("this host has no redis-server", "apt-get install redis-server, then wake again")
         })

@@ -15,6 +15,7 @@ pub mod process;
 pub mod protocol;
 pub mod redact;
 mod reset;
+mod relay;
 mod resource;
 pub mod runs;
 mod runtime;

@@ -328,9 +328,12 @@ async fn run_server(
     shared: &Rc<Shared>,
 ) -> Result<(), Trouble> {
     let Some(driver) = driver_of(name) else { return Ok(()) };
-    let program = driver.program()?;
-    let group = group_of(shared, name)?;
     let context = contexts.borrow_and_update().clone();
+    if let Some(place) = driver.relayed(&context) {
+        return super::relay::run(driver.as_ref(), &place, run, contexts, shared).await;
+    }
+    let program = driver.program(context.home())?;
+    let group = group_of(shared, name)?;
     let adopted = group.main_pid();
     let mut child = None;
     let pid = match adopted {
@@ -410,14 +413,14 @@ async fn run_server(
 }
 
 /// Has the server hold what is asked for, and nothing of what was to be wiped.
-async fn prepare(driver: &dyn Driver, shared: &Shared, context: &Context) -> Result<(), Trouble> {
+pub(super) async fn prepare(driver: &dyn Driver, shared: &Shared, context: &Context) -> Result<(), Trouble> {
     let due = reset::due(shared, context);
     reset::wipe(driver, context, &due).await?;
     driver.prepare(context).await?;
     reset::done(shared, &due)
 }
 
-async fn wait_until_it_answers(driver: &dyn Driver, context: &Context) -> Result<(), Trouble> {
+pub(super) async fn wait_until_it_answers(driver: &dyn Driver, context: &Context) -> Result<(), Trouble> {
     let begun = Instant::now();
     while !driver.answers(context).await {
         if begun.elapsed() > PATIENCE {
@@ -474,7 +477,8 @@ pub(super) fn drain_output(shared: &Shared, server: &'static str) {
 
 /// Ends a server in its own way, or by force when that takes too long.
 pub(super) async fn stop(shared: &Shared, server: &str, context: &Context) {
-    let (Ok(group), Some(driver)) = (group_of(shared, server), driver_of(server)) else { return };
+    let Some(driver) = driver_of(server).filter(|driver| driver.relayed(context).is_none()) else { return };
+    let Ok(group) = group_of(shared, server) else { return };
     if let Some(pid) = group.main_pid() {
         let ended = async {
             driver.stop(context, Pid::from_raw(pid)).await;

@@ -113,6 +113,15 @@ pub fn ensure_cache_account(installation: &Installation) -> Result<Account> {
     reserved(installation, "git", 1)
 }
 
+/// The account that the installation's storage server runs as. The last number of the range: those before it are
+/// workspaces', and none of them is ever given away again.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_storage_account(installation: &Installation) -> Result<Account> {
+    reserved(installation, "s3", super::installation::UIDS - 1)
+}
+
 /// The account that the control plane's own PostgreSQL runs as.
 ///
 /// # Errors

@@ -225,8 +225,11 @@ fn enable_controllers(mount: &Path, last: &Path) {
 }
 
 impl Group {
-    /// One below it, made if missing.
-    fn child(&self, path: &str) -> Result<Group> {
+    /// One below it, made if missing, and anew if it holds no process: see [`Cgroups::runtime_child`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn child(&self, path: &str) -> Result<Group> {
         let below = |doors: &Doors| Doors { dir: doors.dir.join(path), orphans_of: None };
         let group = Group {
             v2: self.v2.as_ref().map(|at| at.join(path)),

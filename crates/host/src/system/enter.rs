@@ -319,12 +319,19 @@ pub fn open_to_all(dir: &std::path::Path) -> bool {
     dir.is_absolute() && dir.ancestors().all(|at| fs::metadata(at).is_ok_and(|m| m.permissions().mode() & 0o001 != 0))
 }
 
+static OWN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has `binary` be started wherever this program would start itself: a test is no `envforge`. Said before anything is
+/// started.
+pub fn stand_in(binary: PathBuf) {
+    let _ = OWN.set(binary);
+}
+
 /// Path of the running binary, for re-exec. An upgrade that replaces the file is followed: the new one is used.
 ///
 /// # Errors
 /// When `/proc` does not say.
 pub fn own_binary() -> Result<PathBuf> {
-    static OWN: OnceLock<PathBuf> = OnceLock::new();
     if let Some(known) = OWN.get() {
         return Ok(known.clone());
     }

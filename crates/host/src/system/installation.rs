@@ -49,7 +49,7 @@ pub struct Installation {
 }
 
 /// Uids and addresses that one installation takes from the machine.
-const UIDS: u32 = 4096;
+pub(super) const UIDS: u32 = 4096;
 /// First uid that is ever claimed: above what distributions and container tools hand out by themselves.
 const FIRST_UID: u32 = 600_000;
 /// Claimed subnets are /18 blocks of 100.64.0.0/10 (shared address space, RFC 6598), 4096 /30 each.

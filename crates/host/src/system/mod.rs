@@ -14,6 +14,7 @@ pub mod installation;
 pub mod pty;
 pub mod removal;
 pub mod sandbox;
+pub mod secluded;
 pub mod spawn;
 mod title;
 

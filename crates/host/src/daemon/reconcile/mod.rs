@@ -10,7 +10,7 @@ use super::{
     hub::{Hub, Reset, RuntimeFacts, Workspace},
     inside, parked,
     plan::{Found, Step, plan},
-    shell, streams,
+    shell, storage, streams,
 };
 use crate::{
     supervise::protocol::{Ask, Ended, RuntimeSpec, Snapshot},
@@ -187,17 +187,18 @@ async fn remove(hub: &Arc<Hub>, workspace: &Arc<Workspace>, intent: &WorkspaceIn
     // It ends by the runtime's own task, which sees the same intent.
     let _ = runtime.wait_for(|facts| facts.supervisor.is_none()).await;
     let sandbox = Sandbox::of(&hub.installation, &workspace.id, workspace.index, &intent.slug);
-    loop {
-        match sandbox::remove(&hub.installation, &sandbox).await {
-            Ok(()) => break,
-            Err(error) => {
-                let hint =
-                    if error.hint.is_empty() { "it is tried again by itself".into() } else { error.hint.clone() };
-                workspace.shell_failed.send_replace(intent.generation);
-                show_shell(hub, workspace, ShellState::Failed, Some(Trouble::new(error.to_string(), hint)));
-                tokio::time::sleep(Duration::from_secs(5)).await;
-            }
+    let removed = async || {
+        // First: its keys are known only as long as its directory is there.
+        storage::remove(hub, &sandbox.dir).await?;
+        sandbox::remove(&hub.installation, &sandbox).await.map_err(|e| Trouble::new(e.to_string(), e.hint))
+    };
+    while let Err(mut trouble) = removed().await {
+        if trouble.hint.is_empty() {
+            trouble.hint = "it is tried again by itself".into();
         }
+        workspace.shell_failed.send_replace(intent.generation);
+        show_shell(hub, workspace, ShellState::Failed, Some(trouble));
+        tokio::time::sleep(Duration::from_secs(5)).await;
     }
     workspace.sandbox.send_replace(None);
     show_shell(hub, workspace, ShellState::Absent, None);

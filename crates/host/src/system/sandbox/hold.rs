@@ -131,7 +131,7 @@ fn pipe() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// A user namespace in which the caller is who they are.
-fn own_users() -> Result<()> {
+pub(in crate::system) fn own_users() -> Result<()> {
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|e| failed("make a user namespace")(e).with_hint(HINT))?;
     for (file, text) in

@@ -132,7 +132,7 @@ pub(super) fn place(tree: &OwnedFd, at: &Path) -> Result<()> {
         .map_err(|e| SystemError::new(format!("mount {}", at.display()), e.into()))
 }
 
-fn attach(tree: &OwnedFd, at: &Path, flags: MsFlags) -> Result<()> {
+pub(in crate::system) fn attach(tree: &OwnedFd, at: &Path, flags: MsFlags) -> Result<()> {
     place(tree, at)?;
     let none = None::<&str>;
     mount(none, at, none, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags | kept(at), none)
@@ -151,7 +151,7 @@ fn kept(at: &Path) -> MsFlags {
     flags
 }
 
-pub(super) fn fresh(kind: &str, at: &str, flags: MsFlags, options: &str) -> Result<()> {
+pub(in crate::system) fn fresh(kind: &str, at: &str, flags: MsFlags, options: &str) -> Result<()> {
     mount(Some(kind), at, Some(kind), flags, Some(options))
         .map_err(|e| SystemError::new(format!("mount {at}"), e.into()))
 }

@@ -22,6 +22,7 @@ use super::{
 use envforge_api::{ids::WorkspaceId, names::Slug};
 use helper::Helper;
 pub use network::ensure_network;
+pub(super) use network::loopback_up;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
 use std::{

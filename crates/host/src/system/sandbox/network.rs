@@ -49,7 +49,7 @@ pub(super) fn resolv_conf_forwarded() -> String {
 }
 
 /// Turns loopback on in the caller's network.
-pub(super) fn loopback_up() -> Result<()> {
+pub(in crate::system) fn loopback_up() -> Result<()> {
     let doing = |e: io::Error| SystemError::new("turn loopback on", e);
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).map_err(doing)?;
     #[allow(unsafe_code)]
