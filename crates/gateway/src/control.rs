@@ -5,8 +5,8 @@ use envforge_api::{
     client::{Client, Endpoint},
     dev_host::HostLabel,
     gateway::{
-        Activity, ActivityReport, Code, CodeRequest, Feed, InsideRequest, Route, RouteRequest, VisitGranted,
-        VisitRequest, WakeAnswer, WakeRequest,
+        Activity, ActivityReport, Code, CodeRequest, Feed, InsideRequest, Route, RouteRequest, StorageRequest,
+        StorageRoute, VisitGranted, VisitRequest, WakeAnswer, WakeRequest,
     },
     ids::WorkspaceId,
     link::Holder,
@@ -55,6 +55,10 @@ impl Control {
     pub(crate) async fn route(&self, host: &HostLabel, workspace: &WorkspaceId) -> Result<Route, Problem> {
         let request = RouteRequest { host: host.clone(), workspace: workspace.clone() };
         self.calls.post("/v1/gateway/routes", &request).await
+    }
+
+    pub(crate) async fn storage(&self, host: &HostLabel) -> Result<StorageRoute, Problem> {
+        self.calls.post("/v1/gateway/storage", &StorageRequest { host: host.clone() }).await
     }
 
     pub(crate) async fn wake(&self, workspace: &WorkspaceId, holder: &Holder) -> Result<WakeAnswer, Problem> {

@@ -15,12 +15,13 @@ use crate::{
     routes::{NoRoute, Routes},
     serve::From,
     sessions::{Sessions, Shown, Unverified, VerifiedSession},
+    storage::{self, Storage},
     tunnels::Tunnels,
     upstream::Pool,
     wake::{NotWoken, Readiness, Wakes, Woken, readiness, until_ready},
 };
 use envforge_api::{
-    dev_host::HostLabel,
+    dev_host::{HostLabel, STORAGE},
     gateway::{Route, Standing, Target},
     link::{Family, LINK_HEADER},
     time::Timestamp,
@@ -50,6 +51,7 @@ pub(crate) struct Gateway {
     pub(crate) waiting: Waiting,
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) lookups: Semaphore,
+    pub(crate) storage: Storage,
     residents: Residents,
 }
 
@@ -74,6 +76,7 @@ impl Gateway {
             waiting: Waiting::default(),
             tunnels: Arc::default(),
             lookups: Semaphore::new(LOOKUPS),
+            storage: Storage::default(),
             residents: Residents::default(),
         }
     }
@@ -90,6 +93,10 @@ impl Gateway {
         match self.addressed(host) {
             Addressed::Elsewhere => pages::unverified(),
             Addressed::Base => own::base(self, request).await,
+            Addressed::DevHost(label) if label.parts()[0] == STORAGE => {
+                let host = host.to_owned();
+                storage::answer(self, &label, &host, request).await
+            }
             Addressed::DevHost(label) if Sent::new(request.uri().path()).is_reserved() => {
                 own::dev_host(self, &label, request, from).await
             }

@@ -56,8 +56,20 @@ fn is_ours(name: &str) -> bool {
     }
 }
 
+/// Takes out what a server behind the gateway is not to see of a visitor's headers, whichever server it is.
+pub(crate) fn strip_for_server(headers: &mut HeaderMap) {
+    strip_hops(headers);
+    headers.remove(header::TE);
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+    // The gateway says itself when the body may come.
+    headers.remove(header::EXPECT);
+}
+
 /// Takes out what concerns the connection alone.
-fn strip_hops(headers: &mut HeaderMap) {
+pub(crate) fn strip_hops(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
@@ -81,19 +93,12 @@ fn strip_hops(headers: &mut HeaderMap) {
 /// Turns a visitor's headers into a service's. `socket` keeps what asks for an upgrade.
 pub(crate) fn to_service(headers: &mut HeaderMap, as_: &Presented<'_>, socket: bool) {
     let trailers = headers.get_all(header::TE).iter().any(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    strip_hops(headers);
-    headers.remove(header::TE);
+    strip_for_server(headers);
+    debug_assert!(!headers.contains_key(LINK_HEADER));
     if trailers {
         // Whoever takes trailers here takes them over there.
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
-    for name in ours {
-        headers.remove(name);
-    }
-    debug_assert!(!headers.contains_key(LINK_HEADER));
-    // The gateway says itself when the body may come.
-    headers.remove(header::EXPECT);
     strip_cookie(headers);
     match as_.mode {
         ProxyMode::Localhost => {

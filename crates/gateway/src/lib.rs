@@ -27,6 +27,7 @@ mod serve;
 mod sessions;
 mod single;
 mod sockets;
+mod storage;
 mod streams;
 pub mod tls;
 mod tunnels;
