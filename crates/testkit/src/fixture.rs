@@ -165,6 +165,17 @@ fn change(bare: &Path, branch: &str, change: impl FnOnce(&Path)) {
     git(&at, &["push", "-q", "origin", branch]);
 }
 
+impl Fixture {
+    /// A bare repository with these files on `main`.
+    ///
+    /// # Panics
+    /// When git or the file system fails.
+    #[must_use]
+    pub fn repository(dir: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        repository(dir, name, files)
+    }
+}
+
 fn repository(dir: &Path, name: &str, files: &[(&str, &str)]) -> PathBuf {
     let work = dir.join(format!("{name}-work"));
     fs::create_dir_all(&work).expect("make a directory");

@@ -5,5 +5,6 @@ pub mod elsewhere;
 pub mod fixture;
 pub mod local;
 pub mod machine;
+pub mod storage;
 pub mod terminal;
 pub mod visitor;

@@ -61,6 +61,17 @@ fn words_of(pid: i32) -> Vec<String> {
     line.split(|b| *b == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
+/// The control group of the installation with this id.
+///
+/// # Panics
+/// When the machine has no groups of version 2.
+#[must_use]
+pub fn cgroup_of(id: &str) -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let at = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
+    Path::new(at.expect("cgroup v2")).join(format!("envforge-{id}"))
+}
+
 impl Local {
     /// Pid of a part of the installation (`keeper`, `host`, `control`, `postgres`), as the keeper wrote it down: asking
     /// the product would bring a dead one back.
@@ -116,9 +127,7 @@ impl Local {
     }
 
     fn cgroup(&self) -> PathBuf {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-        let at = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4));
-        Path::new(at.expect("cgroup v2")).join(format!("envforge-{}", self.id()))
+        cgroup_of(&self.id())
     }
 
     /// Pids below a control group of the installation, such as `w0/runtime/services/web`; a server's main process

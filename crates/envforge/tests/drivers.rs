@@ -1,0 +1,610 @@
+//! What every driver of a managed resource promises, tried on each with its real server: one suite, a subject each.
+//!
+//! A runtime's supervisor runs the server as in an installation; there is no control plane and no daemon. A further driver
+//! is a further [`Subject`].
+
+use envforge_api::{
+    generation::Generation,
+    ids::{RuntimeInstanceId, WorkspaceId},
+    project::RuntimeSize,
+    resource::{ResourceKind, ResourceMode, ResourceScope},
+    secret::Secret,
+    states::ResourceState,
+};
+use envforge_host::{
+    daemon::supervisor::{self, Supervisor},
+    resources::{
+        self, Part,
+        storage::{Bucket, Keyring, Place, keeper, objects, s3},
+    },
+    supervise::{
+        process,
+        protocol::{Ask, ResourceSpec, RuntimeSpec, Snapshot, VERSION},
+    },
+    system::{
+        boot, cgroup, enter,
+        enter::{As, Entry, base_environment},
+        installation::Installation,
+        sandbox::{self, Sandbox},
+        spawn::Stream,
+    },
+};
+use envforge_manifest::ResolvedResource;
+use envforge_testkit::{
+    local::PATIENCE,
+    machine::{eventually, lives, sigkill},
+    storage as servers,
+};
+use futures_util::future::LocalBoxFuture;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
+
+type Fields = BTreeMap<String, Secret>;
+
+/// One driver, as its clients see it.
+trait Subject {
+    fn kind(&self) -> ResourceKind;
+
+    /// What the host makes up for a workspace, or for one service of it.
+    fn fields(&self, workspace: &WorkspaceId, service: Option<&str>) -> Fields;
+
+    /// What a daemon would see to before each wake.
+    fn before<'a>(&'a self, _rig: &'a Rig) -> LocalBoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// Keeps a word.
+    fn keep<'a>(&'a self, seat: &'a Seat, fields: &'a Fields, word: &'a str) -> LocalBoxFuture<'a, Result<(), String>>;
+
+    /// All words that these values lead to, in order.
+    fn kept<'a>(&'a self, seat: &'a Seat, fields: &'a Fields) -> LocalBoxFuture<'a, Result<Vec<String>, String>>;
+
+    /// The main process of its server.
+    fn server(&self, seat: &Seat) -> Option<i32> {
+        let name = resources::driver(self.kind()).expect("a driver").name();
+        seat.sandbox.cgroups.runtime_child(&format!("resources/{name}")).expect("a group").main_pid()
+    }
+}
+
+/// The machine below.
+struct Rig {
+    home: tempfile::TempDir,
+    installation: Installation,
+    next: std::cell::Cell<u32>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        enter::stand_in(PathBuf::from(env!("CARGO_BIN_EXE_envforge")));
+        let home = tempfile::Builder::new().prefix("ef").tempdir().expect("temp dir");
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        let installation = Installation::open(&home.path().join("home")).expect("an installation");
+        Self { home, installation, next: std::cell::Cell::new(0) }
+    }
+
+    fn place(&self) -> Place {
+        Place::new(&self.installation.home, &self.installation.run)
+    }
+
+    async fn seat(&self) -> Seat {
+        let index = self.next.replace(self.next.get() + 1);
+        let (id, slug) = (WorkspaceId::generate(), format!("w{index}").parse().expect("a slug"));
+        let sandbox = sandbox::ensure(&self.installation, &id, index, &slug).await.expect("a sandbox");
+        let templates = self.installation.home.join("templates");
+        Seat { sandbox, templates, runtime: None }
+    }
+
+    async fn end(self) {
+        keeper::end(&self.place()).await.expect("no keeper");
+        sandbox::wipe(&self.installation).await.expect("nothing is left");
+        drop(self.home);
+    }
+}
+
+/// One workspace with its runtime.
+struct Seat {
+    sandbox: Sandbox,
+    templates: PathBuf,
+    runtime: Option<Runtime>,
+}
+
+struct Runtime {
+    process: tokio::process::Child,
+    supervisor: Arc<Supervisor>,
+    snapshots: UnboundedReceiver<Snapshot>,
+}
+
+fn spec_of(kind: ResourceKind, service: Option<&str>, fields: &Fields) -> ResourceSpec {
+    let service = service.map(|name| name.parse().expect("a name"));
+    let scope = if service.is_some() { ResourceScope::Service } else { ResourceScope::Workspace };
+    let resource =
+        ResolvedResource { kind, mode: ResourceMode::Managed, scope, service, consumers: vec![], extensions: vec![] };
+    ResourceSpec { resource, fields: fields.clone(), blocked: None }
+}
+
+impl Seat {
+    /// Starts the runtime and does not wait for its server.
+    async fn begin(&mut self, resources: Vec<ResourceSpec>) {
+        let spec = RuntimeSpec {
+            version: VERSION,
+            instance: RuntimeInstanceId::generate(),
+            boot: boot::boot_id().expect("a boot"),
+            generation: Generation(1),
+            sandbox: self.sandbox.clone(),
+            trigger: "test".into(),
+            size: RuntimeSize::Small,
+            sleep_after_ms: 3_600_000,
+            hold_until: None,
+            resources,
+            services: vec![],
+            stopped: BTreeSet::new(),
+            secrets: vec![],
+            grace_ms: 1000,
+            templates: self.templates.clone(),
+        };
+        fs::write(self.description(), serde_json::to_vec(&spec).expect("JSON")).expect("written");
+        self.resume().await;
+    }
+
+    fn description(&self) -> PathBuf {
+        self.sandbox.dir.join("state/runtime.json")
+    }
+
+    /// Starts a supervisor for the description that is there.
+    async fn resume(&mut self) {
+        let prepared = supervisor::prepare(&self.sandbox, &self.description()).expect("a supervisor");
+        let process = prepared.begin().await.expect("begun");
+        let reached = timeout(PATIENCE, async {
+            loop {
+                match supervisor::connect(&self.sandbox).await {
+                    Ok(reached) => return reached,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        });
+        let (supervisor, snapshots) = reached.await.expect("it answers");
+        self.runtime = Some(Runtime { process, supervisor, snapshots });
+    }
+
+    fn runtime(&mut self) -> &mut Runtime {
+        self.runtime.as_mut().expect("a runtime")
+    }
+
+    async fn ready(&mut self) {
+        let ready = async {
+            loop {
+                let snapshot = self.runtime().snapshots.recv().await.expect("it lives");
+                let all = &snapshot.resources;
+                if !all.is_empty() && all.iter().all(|resource| resource.stated.state == ResourceState::Ready) {
+                    return;
+                }
+            }
+        };
+        timeout(PATIENCE, ready).await.expect("never ready");
+    }
+
+    async fn wake(&mut self, subject: &dyn Subject, fields: &Fields) {
+        self.begin(vec![spec_of(subject.kind(), None, fields)]).await;
+        self.ready().await;
+    }
+
+    async fn sleep(&mut self) {
+        let mut runtime = self.runtime.take().expect("a runtime");
+        runtime.supervisor.ask(Ask::Sleep { reason: "test".into() }).await.expect("accepted");
+        let ended = timeout(PATIENCE, runtime.process.wait()).await.expect("never asleep").expect("waited for");
+        assert!(ended.success(), "{ended}");
+    }
+
+    /// The supervisor is gone from one moment to the next.
+    async fn lose_supervisor(&mut self) {
+        let mut runtime = self.runtime.take().expect("a runtime");
+        runtime.process.kill().await.expect("killed");
+    }
+
+    /// Everything of the runtime is.
+    async fn lose_everything(&mut self) {
+        self.lose_supervisor().await;
+        self.sandbox.cgroups.runtime.kill().expect("killed");
+        self.sandbox.cgroups.runtime.wait_empty().await.expect("gone");
+        self.sandbox.cgroups.runtime.remove().expect("removed: a group that was killed is of no use");
+        cgroup::Group::ensure(&self.sandbox.cgroups.runtime).expect("made anew");
+    }
+
+    /// Runs a client as the workspace's user.
+    async fn run(&self, words: &[&str]) -> Result<String, String> {
+        let group = self.sandbox.cgroups.shell_child("client").expect("a group");
+        let entry = Entry::new(&self.sandbox, As::User, &group, "/workspace");
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let environment = base_environment(&self.sandbox.accounts.user);
+        let out = process::output(&entry, &words, &environment, Stream::Null).await.expect("started");
+        let text = |octets: &[u8]| String::from_utf8_lossy(octets).trim_end().to_owned();
+        if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
+    }
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines().map(str::to_owned).collect()
+}
+
+struct Postgres;
+
+impl Subject for Postgres {
+    fn kind(&self) -> ResourceKind {
+        ResourceKind::Database
+    }
+
+    fn fields(&self, _workspace: &WorkspaceId, service: Option<&str>) -> Fields {
+        let service = service.map(|name| name.parse().expect("a name"));
+        resources::fields(self.kind(), Part { service: service.as_ref(), password: &Secret::random(20), number: 0 })
+    }
+
+    fn before<'a>(&'a self, rig: &'a Rig) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async {
+            let templates = rig.installation.home.join("templates");
+            resources::postgres::ensure_template(&rig.installation, &templates).await.expect("a template");
+        })
+    }
+
+    fn keep<'a>(&'a self, seat: &'a Seat, fields: &'a Fields, word: &'a str) -> LocalBoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let sql = format!("create table if not exists words(word text); insert into words values ('{word}')");
+            seat.run(&["psql", fields["url"].expose(), "-Xqc", &sql]).await.map(drop)
+        })
+    }
+
+    fn kept<'a>(&'a self, seat: &'a Seat, fields: &'a Fields) -> LocalBoxFuture<'a, Result<Vec<String>, String>> {
+        Box::pin(async move {
+            let sql = "create table if not exists words(word text); select word from words order by 1";
+            seat.run(&["psql", fields["url"].expose(), "-XqAtc", sql]).await.map(|text| lines(&text))
+        })
+    }
+}
+
+struct Redis;
+
+impl Subject for Redis {
+    fn kind(&self) -> ResourceKind {
+        ResourceKind::Cache
+    }
+
+    fn fields(&self, _workspace: &WorkspaceId, service: Option<&str>) -> Fields {
+        let number = if service.is_some() { resources::SHARED_NUMBERS } else { 0 };
+        resources::fields(self.kind(), Part { service: None, password: &Secret::new(String::new()), number })
+    }
+
+    fn keep<'a>(&'a self, seat: &'a Seat, fields: &'a Fields, word: &'a str) -> LocalBoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let said = seat.run(&["redis-cli", "-e", "-u", fields["url"].expose(), "sadd", "words", word]).await?;
+            if said == "1" || said == "0" { Ok(()) } else { Err(said) }
+        })
+    }
+
+    fn kept<'a>(&'a self, seat: &'a Seat, fields: &'a Fields) -> LocalBoxFuture<'a, Result<Vec<String>, String>> {
+        Box::pin(async move {
+            let words = ["redis-cli", "-e", "-u", fields["url"].expose(), "sort", "words", "alpha"];
+            seat.run(&words).await.map(|text| lines(&text))
+        })
+    }
+}
+
+/// With the server that is recorded.
+struct Storage(PathBuf);
+
+impl Storage {
+    /// Inside, as everybody: whoever has the keys gets in, and nobody else.
+    async fn python(&self, seat: &Seat, fields: &Fields, script: &str) -> Result<String, String> {
+        let boto3 = Path::new(env!("CARGO_BIN_EXE_envforge")).ancestors().nth(2).expect("target").join("tools/boto3");
+        let value = |name: &str| fields[name].expose().to_owned();
+        let text = format!(
+            "import sys\nsys.path.insert(0, '{}')\nimport boto3\nfrom botocore.config import Config\n\
+             s3 = boto3.client('s3', endpoint_url='{}', region_name='{}', aws_access_key_id='{}', aws_secret_access_key='{}',\n\
+                 config=Config(retries={{'max_attempts': 1}}, s3={{'addressing_style': 'path'}}))\nbucket = '{}'\n{script}\n",
+            boto3.display(),
+            value("endpoint"),
+            value("region"),
+            value("access_key"),
+            value("secret_key"),
+            value("bucket"),
+        );
+        seat.run(&["python3", "-c", &text]).await
+    }
+}
+
+impl Subject for Storage {
+    fn kind(&self) -> ResourceKind {
+        ResourceKind::Storage
+    }
+
+    fn fields(&self, workspace: &WorkspaceId, service: Option<&str>) -> Fields {
+        let service = service.map(|name| name.parse().expect("a name"));
+        let mut ring = Keyring::default();
+        ring.complete(workspace, service.as_ref());
+        ring.bucket(service.as_ref()).expect("made up").fields(None)
+    }
+
+    fn before<'a>(&'a self, rig: &'a Rig) -> LocalBoxFuture<'a, ()> {
+        Box::pin(async {
+            let place = rig.place();
+            let kind = if self.0.ends_with("minio") { "\"minio\"" } else { "\"seaweedfs\"" };
+            if !place.was_used() {
+                fs::create_dir(place.dir()).expect("made");
+                fs::write(place.dir().join("server"), kind).expect("written");
+            }
+            let connects = || std::os::unix::net::UnixStream::connect(place.socket()).is_ok();
+            if !connects() {
+                let path = std::env::var("PATH").unwrap_or_default();
+                let path = format!("{}:{path}", self.0.parent().expect("a directory").display());
+                let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_envforge"));
+                command.arg(keeper::COMMAND).arg(place.home()).env("PATH", path);
+                let mut keeper = command.spawn().expect("a keeper");
+                // It ends by itself; whoever started it waits for that.
+                std::thread::spawn(move || keeper.wait());
+                eventually("a keeper", || connects().then_some(()));
+            }
+        })
+    }
+
+    fn keep<'a>(&'a self, seat: &'a Seat, fields: &'a Fields, word: &'a str) -> LocalBoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let script = format!("s3.put_object(Bucket=bucket, Key='{word}', Body=b'x')");
+            self.python(seat, fields, &script).await.map(drop)
+        })
+    }
+
+    fn kept<'a>(&'a self, seat: &'a Seat, fields: &'a Fields) -> LocalBoxFuture<'a, Result<Vec<String>, String>> {
+        Box::pin(async move {
+            let script = "for o in s3.list_objects_v2(Bucket=bucket).get('Contents', []): print(o['Key'])";
+            self.python(seat, fields, script).await.map(|text| lines(&text))
+        })
+    }
+
+    fn server(&self, seat: &Seat) -> Option<i32> {
+        let run = seat.sandbox.run.parent().expect("a run directory");
+        let id = run.file_name().expect("an id").to_string_lossy().into_owned();
+        let group = envforge_testkit::machine::cgroup_of(&id).join("storage/server/cgroup.procs");
+        let text = fs::read_to_string(group).unwrap_or_default();
+        text.lines().find_map(|line| line.parse().ok())
+    }
+}
+
+/// Ensured twice, or with a part more, it is as it was.
+async fn ensure_is_idempotent(subject: &dyn Subject, rig: &Rig) {
+    let mut seat = rig.seat().await;
+    let fields = subject.fields(&seat.sandbox.workspace, None);
+    let of_web = subject.fields(&seat.sandbox.workspace, Some("web"));
+    seat.wake(subject, &fields).await;
+    subject.keep(&seat, &fields, "one").await.expect("kept");
+    let server = subject.server(&seat);
+    let both = vec![spec_of(subject.kind(), None, &fields), spec_of(subject.kind(), Some("web"), &of_web)];
+    for resources in [both.clone(), both] {
+        let (processes, restart, stopped) = (vec![], BTreeSet::new(), BTreeSet::new());
+        let update = Ask::Update { processes, resources, restart, stopped, generation: Generation(2) };
+        seat.runtime().supervisor.ask(update).await.expect("accepted");
+        // What changed is prepared behind the answer.
+        let kept = async {
+            while subject.kept(&seat, &of_web).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, kept).await.expect("never prepared");
+        assert_eq!(subject.kept(&seat, &fields).await.as_deref(), Ok(&["one".to_owned()][..]));
+    }
+    assert_eq!(subject.kept(&seat, &of_web).await, Ok(vec![]), "a service's own part is empty");
+    subject.keep(&seat, &of_web, "two").await.expect("kept");
+    assert_eq!(subject.kept(&seat, &fields).await, Ok(vec!["one".to_owned()]), "and no other sees what is in it");
+    assert_eq!(subject.server(&seat), server, "it was not started again");
+    seat.sleep().await;
+}
+
+/// Cut short wherever, it starts over and becomes whole.
+async fn ensure_heals(subject: &dyn Subject, rig: &Rig) {
+    let mut seat = rig.seat().await;
+    let fields = subject.fields(&seat.sandbox.workspace, None);
+    for point in ["begun", "started", "ready"] {
+        subject.before(rig).await;
+        seat.begin(vec![spec_of(subject.kind(), None, &fields)]).await;
+        match point {
+            "started" => drop(eventually("a server", || subject.server(&seat))),
+            "ready" => seat.ready().await,
+            _ => {}
+        }
+        seat.lose_everything().await;
+    }
+    subject.before(rig).await;
+    seat.wake(subject, &fields).await;
+    subject.keep(&seat, &fields, "one").await.expect("kept");
+    assert_eq!(subject.kept(&seat, &fields).await, Ok(vec!["one".to_owned()]));
+    seat.sleep().await;
+}
+
+/// What was acknowledged is there after a sleep, a killed server and a killed supervisor.
+async fn data_survives(subject: &dyn Subject, rig: &Rig) {
+    let mut seat = rig.seat().await;
+    let fields = subject.fields(&seat.sandbox.workspace, None);
+    seat.wake(subject, &fields).await;
+    subject.keep(&seat, &fields, "asleep").await.expect("kept");
+    seat.sleep().await;
+    eventually("no process", || subject.server(&seat).is_none_or(|pid| !lives(pid)).then_some(()));
+
+    subject.before(rig).await;
+    seat.wake(subject, &fields).await;
+    assert_eq!(subject.kept(&seat, &fields).await, Ok(vec!["asleep".to_owned()]));
+    subject.keep(&seat, &fields, "killed").await.expect("kept");
+    let server = subject.server(&seat).expect("it runs");
+    sigkill(server);
+    eventually("another server", || subject.server(&seat).filter(|pid| *pid != server));
+    let both = Ok(vec!["asleep".to_owned(), "killed".to_owned()]);
+    let again = async {
+        while subject.kept(&seat, &fields).await != both {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, again).await.expect("never there again");
+
+    // A supervisor's end costs the server nothing.
+    let server = subject.server(&seat);
+    seat.lose_supervisor().await;
+    assert_eq!(subject.server(&seat), server);
+    seat.resume().await;
+    seat.ready().await;
+    assert_eq!(subject.server(&seat), server);
+    assert_eq!(subject.kept(&seat, &fields).await, both);
+    seat.sleep().await;
+}
+
+/// One workspace's values lead to nothing of another's.
+async fn workspaces_are_apart(subject: &dyn Subject, rig: &Rig) {
+    let (mut one, mut two) = (rig.seat().await, rig.seat().await);
+    let of_one = subject.fields(&one.sandbox.workspace, None);
+    let of_two = subject.fields(&two.sandbox.workspace, None);
+    one.wake(subject, &of_one).await;
+    two.wake(subject, &of_two).await;
+    subject.keep(&one, &of_one, "of one").await.expect("kept");
+    subject.keep(&two, &of_two, "of two").await.expect("kept");
+    for (seat, fields, own) in [(&one, &of_one, "of one"), (&two, &of_two, "of two")] {
+        assert_eq!(subject.kept(seat, fields).await, Ok(vec![own.to_owned()]));
+    }
+    // The names of the other one with keys of one's own.
+    let mut mixed = of_two.clone();
+    for name in ["bucket", "name"] {
+        if let Some(value) = of_one.get(name) {
+            mixed.insert(name.to_owned(), value.clone());
+        }
+    }
+    let seen = subject.kept(&two, &mixed).await.unwrap_or_default();
+    assert!(!seen.contains(&"of one".to_owned()), "{seen:?}");
+    one.sleep().await;
+    two.sleep().await;
+}
+
+/// A port that is somebody else's is not taken for the server: it is told, and made good when the port is free.
+async fn a_taken_port_is_told(subject: &dyn Subject, rig: &Rig) {
+    let mut seat = rig.seat().await;
+    let fields = subject.fields(&seat.sandbox.workspace, None);
+    let script = format!(
+        "import socket; s = socket.socket(); s.bind(('127.0.0.1', {})); s.listen(); print(flush=True); input()",
+        subject.kind().port()
+    );
+    let group = seat.sandbox.cgroups.shell_child("squatter").expect("a group");
+    let entry = Entry::new(&seat.sandbox, As::User, &group, "/workspace");
+    let words = ["python3", "-c", &script].map(str::to_owned);
+    let environment = base_environment(&seat.sandbox.accounts.user);
+    let streams = [Stream::Piped, Stream::Piped, Stream::Null];
+    let mut squatter = entry.start(&words, &environment, streams, true).expect("started");
+    let mut line = [0];
+    let mut out = squatter.stdout.take().expect("piped");
+    tokio::io::AsyncReadExt::read_exact(&mut out, &mut line).await.expect("it listens");
+    seat.begin(vec![spec_of(subject.kind(), None, &fields)]).await;
+    let blocked = async {
+        loop {
+            let snapshot = seat.runtime().snapshots.recv().await.expect("it lives");
+            if let Some(told) = snapshot.resources.first().filter(|r| r.stated.state == ResourceState::Blocked) {
+                return told.stated.clone();
+            }
+        }
+    };
+    let told = timeout(PATIENCE, blocked).await.expect("never told");
+    let port = subject.kind().port().to_string();
+    assert!(told.reason.as_deref().is_some_and(|reason| reason.contains(&port)), "{told:?}");
+    assert!(told.hint.as_deref().is_some_and(|hint| !hint.is_empty()), "{told:?}");
+    drop((squatter.stdin.take(), squatter));
+    subject.before(rig).await;
+    seat.ready().await;
+    seat.sleep().await;
+}
+
+/// The suite for one driver. `$subject` is an `Option`: what is not on this machine is said and left out.
+macro_rules! suite {
+    ($driver:ident, $subject:expr) => {
+        mod $driver {
+            use super::*;
+
+            suite!(@each $subject, ensure_is_idempotent, ensure_heals, data_survives, workspaces_are_apart, a_taken_port_is_told);
+        }
+    };
+    (@each $subject:expr, $($promise:ident),*) => {
+        $(
+            #[tokio::test]
+            async fn $promise() {
+                let Some(subject) = $subject else { return };
+                let rig = Rig::new();
+                subject.before(&rig).await;
+                super::$promise(&subject, &rig).await;
+                rig.end().await;
+            }
+        )*
+    };
+}
+
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_envforge"))
+}
+
+fn storage(server: Option<PathBuf>) -> Option<Storage> {
+    server.filter(|_| servers::has_client(binary())).map(Storage)
+}
+
+suite!(postgresql, Some(Postgres));
+suite!(redis, Some(Redis));
+suite!(storage_with_seaweedfs, storage(servers::seaweedfs(binary())));
+suite!(storage_with_minio, storage(servers::minio(binary())));
+
+/// What fork, snapshot and reset do with the objects of one workspace.
+async fn objects_as_a_whole(subject: &Storage, rig: &Rig) {
+    let (mut one, mut two) = (rig.seat().await, rig.seat().await);
+    let of_one = subject.fields(&one.sandbox.workspace, None);
+    let of_two = subject.fields(&two.sandbox.workspace, None);
+    one.wake(subject, &of_one).await;
+    two.wake(subject, &of_two).await;
+    let (from, to) = (Bucket::of_fields(&of_one).expect("a bucket"), Bucket::of_fields(&of_two).expect("a bucket"));
+    let own = s3::Client::by_keeper(&rig.place(), from.keys.clone());
+    let mut wanted = Vec::new();
+    for (key, octets) in [("plain", 3), ("a b/ü+%41&<>'\"?#=", 0), ("z/deep/er", 1 << 20)] {
+        let mut call = s3::Call::on("PUT", &from.name, Some(key)).header("content-type", "text/x-own");
+        call.body = vec![b'x'; octets];
+        let tag = own.call(call).await.expect("put").headers["etag"].to_str().expect("text").replace('"', "");
+        wanted.push(objects::Object { key: key.into(), size: octets as u64, digest: tag });
+    }
+    // More than one answer names.
+    for number in 0..1100 {
+        let key = format!("many/{number:04}");
+        own.call(s3::Call::on("PUT", &from.name, Some(&key))).await.expect("put");
+        wanted.push(objects::Object { key, size: 0, digest: "d41d8cd98f00b204e9800998ecf8427e".into() });
+    }
+    wanted.sort();
+    assert_eq!(objects::list(&own, &from.name).await.expect("listed"), wanted);
+
+    let root = envforge_host::resources::storage::Root::reach(&rig.place()).await.expect("reached");
+    for _ in 0..2 {
+        assert_eq!(objects::copy(&root.client, &from.name, &to.name).await.expect("copied"), wanted);
+        assert_eq!(objects::list(&root.client, &to.name).await.expect("listed"), wanted);
+    }
+    let theirs = root.client.with_keys(&to.keys);
+    let read = theirs.call(s3::Call::on("GET", &to.name, Some("z/deep/er"))).await.expect("the other one's keys");
+    assert_eq!((read.body.len(), &read.headers["content-type"]), (1 << 20, &"text/x-own".parse().expect("a value")));
+
+    objects::clear(&root.client, &from.name).await.expect("cleared");
+    assert_eq!(objects::list(&own, &from.name).await.expect("listed by the same keys"), []);
+    own.call(s3::Call::on("PUT", &from.name, Some("new"))).await.expect("and written to");
+    assert_eq!(objects::list(&theirs, &to.name).await.expect("listed").len(), wanted.len(), "the copy stays");
+    drop(root);
+    one.sleep().await;
+    two.sleep().await;
+}
+
+#[tokio::test]
+async fn all_objects_of_a_bucket_are_listed_copied_and_removed_by_the_server() {
+    for server in [servers::seaweedfs(binary()), servers::minio(binary())] {
+        let Some(subject) = storage(server) else { continue };
+        let rig = Rig::new();
+        subject.before(&rig).await;
+        objects_as_a_whole(&subject, &rig).await;
+        rig.end().await;
+    }
+}

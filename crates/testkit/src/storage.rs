@@ -1,0 +1,169 @@
+//! What it takes to try storage: a server, and a real client. What is not there is said and left out.
+
+use crate::{fixture::Fixture, local::Local};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// `target`, whichever it is: the binary is in a directory of it.
+fn target(binary: &Path) -> &Path {
+    binary.ancestors().nth(2).expect("a target directory")
+}
+
+#[allow(clippy::print_stderr)] // Part of a test run's own output.
+fn left_out(what: &str) {
+    eprintln!("LEFT OUT: {what}");
+}
+
+/// The MinIO to try with: on PATH, or where a developer put one.
+#[must_use]
+pub fn minio(binary: &Path) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain([target(binary).join("tools")]);
+    let found = dirs.map(|dir| dir.join("minio")).find(|at| at.is_file());
+    if found.is_none() {
+        left_out("storage with MinIO, without a `minio` on PATH or in target/tools");
+    }
+    found
+}
+
+/// The SeaweedFS to try with.
+#[must_use]
+pub fn seaweedfs(binary: &Path) -> Option<PathBuf> {
+    let found = target(binary).join("lib/envforge/seaweedfs/bin/weed");
+    if !found.is_file() {
+        left_out("storage with SeaweedFS, without it: scripts/setup --test-deps");
+        return None;
+    }
+    Some(found)
+}
+
+/// Whether the real client is there.
+#[must_use]
+pub fn has_client(binary: &Path) -> bool {
+    let there = target(binary).join("tools/boto3/.complete").is_file();
+    if !there {
+        left_out("storage with a real client, without boto3: scripts/setup --test-deps");
+    }
+    there
+}
+
+const YML: &str = r#"version: 1
+service: { name: Web, command: "exec python3 -m http.server $PORT --bind 127.0.0.1 --directory /tmp" }
+ports: { http: 3000 }
+health: { tcp: http, interval: 200ms, start_period: 60s }
+resources: { storage: { required: true } }
+environment:
+  S3_URL: { from: resource.storage.url }
+  S3_ENDPOINT: { from: resource.storage.endpoint }
+  S3_BUCKET: { from: resource.storage.bucket }
+  AWS_REGION: { from: resource.storage.region }
+  AWS_ACCESS_KEY_ID: { from: resource.storage.access_key }
+  AWS_SECRET_ACCESS_KEY: { from: resource.storage.secret_key }
+runtime: { size: small, sleep: { after: 10m } }
+"#;
+
+/// What every script begins with: `s3` asks at the endpoint, `public` makes addresses for browsers, `tell` prints JSON,
+/// `refused` is the code with which something is refused.
+const HEAD: &str = r"
+import sys, os, json
+sys.path.insert(0, '@BOTO3@')
+import boto3, botocore, urllib.request, urllib.error
+from botocore.config import Config
+def client(service='s3', endpoint=os.environ.get('S3_ENDPOINT'), key=None, secret=None):
+    config = Config(signature_version='s3v4' if service == 's3' else 'v4', s3={'addressing_style': 'path'},
+                    retries={'max_attempts': 1}, connect_timeout=5, read_timeout=30)
+    return boto3.client(service, endpoint_url=endpoint, region_name='us-east-1', config=config,
+                        aws_access_key_id=key or os.environ['AWS_ACCESS_KEY_ID'],
+                        aws_secret_access_key=secret or os.environ['AWS_SECRET_ACCESS_KEY'])
+s3, bucket = client(), os.environ['S3_BUCKET']
+public = client(endpoint=os.environ['S3_URL'])
+def sign(action, seconds=300, **more):
+    return public.generate_presigned_url(action, Params={'Bucket': bucket, **more}, ExpiresIn=seconds)
+def tell(value): print(json.dumps(value))
+def refused(act):
+    try: return 'OPEN: %r' % (act(),)
+    except botocore.exceptions.ClientError as error: return error.response.get('Error', {}).get('Code', 'refused')
+";
+
+/// A project whose only service declares storage and does nothing with it; scripts of Python run in its environment.
+#[derive(Debug)]
+pub struct Stored {
+    /// The installation.
+    pub local: Local,
+    boto3: PathBuf,
+}
+
+impl Stored {
+    /// Starts an installation whose host uses `server`, and applies the project. `None` where something is not there.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(binary: &Path, server: Option<PathBuf>, with: &[(&str, &str)]) -> Option<Self> {
+        let server = server?;
+        if !has_client(binary) {
+            return None;
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let own = server.parent().map(Path::to_owned);
+        let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path))).expect("a path");
+        let mut with = with.to_vec();
+        let path = path.into_string().expect("text");
+        with.push(("PATH", &path));
+        let local = Local::start_with(binary, &with);
+        // The host may have the other one too.
+        let kind = if server.ends_with("minio") { "\"minio\"" } else { "\"seaweedfs\"" };
+        fs::create_dir(local.home().join("storage")).expect("make a directory");
+        fs::write(local.home().join("storage/server"), kind).expect("written");
+        Some(Self { boto3: target(binary).join("tools/boto3"), local }.applied())
+    }
+
+    fn applied(self) -> Self {
+        let repository = Fixture::repository(self.local.dir(), "web", &[("envforge.yml", YML)]);
+        self.apply(&repository, "managed");
+        self
+    }
+
+    /// Applies the project with this setting of its storage.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn apply(&self, repository: &Path, storage: &str) {
+        let file = self.local.dir().join("stored.yml");
+        let shown = repository.display();
+        let text = format!(
+            "project: stored\nservices:\n  web: {{ repo: {shown} }}\n  other: {{ repo: {shown}, ports: {{ http: 3001 }} }}\nresources: {{ storage: {storage} }}\n"
+        );
+        fs::write(&file, text).expect("write the project file");
+        self.local.ok(&["project", "apply", "-f", &file.to_string_lossy()]);
+    }
+
+    /// Runs a script in the environment of a service; what it tells.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn python_in(&self, workspace: &str, service: &str, script: &str) -> Value {
+        let text = format!("{}\n{script}\n", HEAD.replace("@BOTO3@", &self.boto3.to_string_lossy()));
+        let out = self.local.ok(&["run", workspace, "--service", service, "--", "python3", "-c", &text]);
+        let last = out.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        serde_json::from_str(last).unwrap_or_else(|error| panic!("{error} in {out}"))
+    }
+
+    /// The same in the environment of `web`.
+    pub fn python(&self, workspace: &str, script: &str) -> Value {
+        self.python_in(workspace, "web", script)
+    }
+
+    /// What the environment of `web` holds.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn environment(&self, workspace: &str) -> std::collections::BTreeMap<String, String> {
+        let text = self.local.ok(&["env", workspace, "--service", "web", "--reveal"]);
+        text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+    }
+}
