@@ -106,6 +106,18 @@ fn host(args: programs::HostArgs) -> ExitCode {
         Err(error) => failed(&Problem::unavailable(error.to_string(), error.hint)),
     };
     match args.command {
+        Some(HostCommand::CopyStorage { home, storage_endpoint, storage_credentials }) => {
+            let to = match External::configured(&storage_endpoint, &storage_credentials) {
+                Ok(to) => to,
+                Err(error) => return failed(&Problem::invalid(error.to_string(), error.hint)),
+            };
+            one_thread(async {
+                match envforge_host::daemon::storage::copy(&home, &to, say).await {
+                    Ok(()) => ExitCode::SUCCESS,
+                    Err(trouble) => failed(&Problem::unavailable(trouble.reason, trouble.hint)),
+                }
+            })
+        }
         Some(HostCommand::Prepare { home }) => {
             let prepared = envforge_host::daemon::prepare(&home).map(|prepared| {
                 let text = serde_json::to_string(&prepared).unwrap_or_default();

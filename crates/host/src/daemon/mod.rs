@@ -18,7 +18,7 @@ mod reconcile;
 mod report;
 mod runtime;
 pub mod shell;
-mod storage;
+pub mod storage;
 pub mod streams;
 pub mod supervisor;
 pub mod tunnel;

@@ -6,9 +6,9 @@ use super::{
     runtime,
 };
 use crate::{
-    resources::storage::{Place, Root, keeper, trouble, users},
+    resources::storage::{External, Place, Root, keeper, objects, s3::Client, trouble, users},
     supervise::protocol::ResourceSpec,
-    system::SystemError,
+    system::{SystemError, installation::Installation},
 };
 use envforge_api::{
     dial::Dialled,
@@ -62,6 +62,7 @@ pub(super) async fn keep(hub: Arc<Hub>, stop: CancellationToken) {
     let place = place(&hub);
     let watched = async {
         let mut dirty = hub.dirty.subscribe();
+        let mut said = String::new();
         loop {
             let needed = dirty.wait_for(|_| hub.all().iter().any(|workspace| needs(workspace))).await;
             // Of the outcome only this much: the guard inside must not live over the next line.
@@ -69,7 +70,10 @@ pub(super) async fn keep(hub: Arc<Hub>, stop: CancellationToken) {
                 return;
             }
             if let Err(trouble) = ensure(&place).await {
-                tracing::warn!(reason = %trouble.reason, "the storage server is not kept");
+                if trouble.reason != said {
+                    tracing::warn!(reason = %trouble.reason, "the storage server is not kept");
+                    said = trouble.reason;
+                }
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }
@@ -122,14 +126,41 @@ pub(super) async fn remove(hub: &Hub, dir: &Path) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// `envforge host copy-storage`: carries every workspace's objects from the server in use to another one, with buckets and
+/// keys as they are here. Says what it does through `say`. Needs no daemon; done again, it carries what is new since.
+///
+/// # Errors
+/// When one of the servers does not answer.
+pub async fn copy(home: &Path, to: &External, say: impl Fn(&str)) -> Result<(), Trouble> {
+    let installation = Installation::open(home).map_err(|e| Trouble::new(e.to_string(), e.hint))?;
+    let place = Place::new(&installation.home, &installation.run);
+    if place.external().as_ref() == Some(to) {
+        return Err(Trouble::new("the host uses this very server already", "name the one to copy to"));
+    }
+    let workspaces = std::fs::read_dir(installation.home.join("workspaces")).into_iter().flatten().flatten();
+    let mut rings: Vec<_> = workspaces.map(|entry| (entry.file_name(), runtime::keyring(&entry.path()))).collect();
+    rings.sort_by(|(one, _), (other, _)| one.cmp(other));
+    ensure(&place).await?;
+    let from = Root::reach(&place).await?;
+    let target = Client::at(&to.address, to.root.clone());
+    let kind = users::kind(&target).await.map_err(|e| Trouble::new(e.to_string(), "is the endpoint right?"))?;
+    for (workspace, ring) in rings {
+        for bucket in ring.all() {
+            // One that was never woken has keys and no bucket.
+            users::ensure(&from.client, from.kind, bucket).await.map_err(trouble)?;
+            users::ensure(&target, kind, bucket).await.map_err(trouble)?;
+            let carried = objects::carry(&from.client, &target, &bucket.name).await.map_err(trouble)?;
+            say(&format!("{}: {carried} objects copied", workspace.display()));
+        }
+    }
+    Ok(())
+}
+
 /// Has the host use the configured server. A keeper of another one is ended: those who need it get the new one.
 ///
 /// # Errors
 /// When what is configured cannot be meant, or the disk refuses.
-pub(super) async fn configure(
-    hub: &Hub,
-    external: Option<&crate::resources::storage::External>,
-) -> Result<(), SystemError> {
+pub(super) async fn configure(hub: &Hub, external: Option<&External>) -> Result<(), SystemError> {
     let place = place(hub);
     if place.configure(external)? {
         keeper::end(&place).await?;

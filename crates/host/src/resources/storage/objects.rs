@@ -1,7 +1,7 @@
 //! What is in a bucket, as a whole: listed, copied on the server, removed. For whoever forks, snapshots or wipes the data
 //! of a workspace. S3 knows no moment for all objects at once: for a cut, nothing that writes may run meanwhile.
 
-use super::s3::{Call, Client, Failed, all, first};
+use super::s3::{Answer, Call, Client, Failed, all, first};
 use envforge_api::sigv4;
 use hyper::StatusCode;
 
@@ -9,6 +9,8 @@ use hyper::StatusCode;
 const PAGE: usize = 1000;
 /// An object that is larger is copied in parts of this size: servers copy at most 5 GiB at once.
 const PART: u64 = 1 << 30;
+/// An object that is larger is carried in parts of this size: each is in memory once.
+const CARRIED: u64 = 16 << 20;
 
 /// One object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,62 +63,148 @@ pub async fn list(client: &Client, bucket: &str) -> Result<Vec<Object>, Failed> 
 /// # Errors
 /// When the server does not answer, or one of the buckets is not there.
 pub async fn copy(client: &Client, from: &str, to: &str) -> Result<Vec<Object>, Failed> {
+    copy_by(client, from, to, PART).await
+}
+
+/// The same with parts of so many octets, at least 5 MiB, for what is larger.
+///
+/// # Errors
+/// As [`copy`].
+pub async fn copy_by(client: &Client, from: &str, to: &str, part: u64) -> Result<Vec<Object>, Failed> {
     let objects = list(client, from).await?;
     for object in &objects {
-        copy_one(client, from, to, object, PART).await?;
+        let source = format!("/{from}/{}", sigv4::encode(object.key.as_bytes(), "/"));
+        let key = Some(object.key.as_str());
+        if object.size <= part {
+            let call = Call::on("PUT", to, key).header("x-amz-copy-source", source);
+            tag_of(&client.call(call).await?.text())?;
+            continue;
+        }
+        // What a client told of an object is not kept by the server when it is put together from parts.
+        let about = client.call(Call::on("HEAD", from, key)).await?;
+        let begin = described(Call::on("POST", to, key), &about);
+        in_parts(client, begin, to, object, part, &Parts::OfServer { source: &source }).await?;
     }
     Ok(objects)
 }
 
-async fn copy_one(client: &Client, from: &str, to: &str, object: &Object, part: u64) -> Result<(), Failed> {
-    let source = format!("/{from}/{}", sigv4::encode(object.key.as_bytes(), "/"));
-    let copied = |text: &str| {
-        // An error may come after the server has begun to answer with success.
-        first(text, "ETag")
-            .map(|tag| tag.trim_matches('"').to_owned())
-            .ok_or(Failed::Unreadable("a copy without an end"))
-    };
-    let key = Some(object.key.as_str());
-    if object.size <= part {
-        let call = Call::on("PUT", to, key).header("x-amz-copy-source", source);
-        return copied(&client.call(call).await?.text()).map(drop);
+/// Makes the bucket of the same name on another server hold the same objects: those that are missing or differ are
+/// carried, those that are not here any more are removed there. Returns how many were carried. Whether two objects differ
+/// is told by size and digest, so that large ones, and those that were uploaded in parts, are carried each time. Tags,
+/// older versions and the settings of the bucket are not carried.
+///
+/// # Errors
+/// When a server does not answer, or has no such bucket.
+pub async fn carry(from: &Client, to: &Client, bucket: &str) -> Result<usize, Failed> {
+    let (here, there) = (list(from, bucket).await?, list(to, bucket).await?);
+    let mut carried = 0;
+    for object in here.iter().filter(|object| there.binary_search(object).is_err()) {
+        let key = Some(object.key.as_str());
+        let about = from.call(Call::on("HEAD", bucket, key)).await?;
+        if object.size > CARRIED {
+            let begin = described(Call::on("POST", bucket, key), &about);
+            in_parts(to, begin, bucket, object, CARRIED, &Parts::Carried { from }).await?;
+        } else {
+            let mut call = described(Call::on("PUT", bucket, key), &about);
+            call.body = from.call(Call::on("GET", bucket, key)).await?.body.to_vec();
+            to.call(call).await?;
+        }
+        carried += 1;
     }
-    // What a client told of an object is not kept by the server when it is put together from parts.
-    let about = client.call(Call::on("HEAD", from, key)).await?;
-    let mut begin = Call::on("POST", to, key).with("uploads", "");
-    for name in KEPT {
-        if let Some(value) = about.headers.get(name).and_then(|value| value.to_str().ok()) {
-            begin = begin.header(name, value);
+    let gone = |object: &&Object| here.binary_search_by(|one| one.key.cmp(&object.key)).is_err();
+    for object in there.iter().filter(gone) {
+        to.call(Call::on("DELETE", bucket, Some(&object.key))).await?;
+    }
+    Ok(carried)
+}
+
+/// Headers that belong to an object, beside those that clients make up (`x-amz-meta-…`).
+const KEPT: [&str; 5] =
+    ["content-type", "content-encoding", "content-disposition", "content-language", "cache-control"];
+
+/// Has a new object be described as one that is there.
+fn described(mut call: Call, about: &Answer) -> Call {
+    for (name, value) in &about.headers {
+        let name = name.as_str();
+        if let Ok(value) = value.to_str()
+            && (KEPT.contains(&name) || name.starts_with("x-amz-meta-"))
+        {
+            call.headers.push((name.to_owned().into(), value.to_owned()));
         }
     }
-    let upload = first(&client.call(begin).await?.text(), "UploadId").ok_or(Failed::Unreadable("no upload"))?;
-    let parts = async {
-        let mut done = String::new();
-        for (number, start) in (1_u32..).zip((0..object.size).step_by(usize::try_from(part).unwrap_or(usize::MAX))) {
-            let end = (start + part).min(object.size) - 1;
-            let call = Call::on("PUT", to, key)
-                .with("partNumber", number.to_string())
-                .with("uploadId", upload.as_str())
-                .header("x-amz-copy-source", source.as_str())
-                .header("x-amz-copy-source-range", format!("bytes={start}-{end}"));
-            let tag = copied(&client.call(call).await?.text())?;
+    call
+}
+
+/// An error may come after the server has begun to answer with success.
+fn tag_of(text: &str) -> Result<String, Failed> {
+    let tag = first(text, "ETag").map(|tag| tag.trim_matches('"').to_owned());
+    tag.ok_or(Failed::Unreadable("an object without a tag"))
+}
+
+/// Where the parts of a large object come from.
+enum Parts<'a> {
+    /// The server has them: bucket and key, encoded.
+    OfServer { source: &'a str },
+    /// Another server has, under the same names.
+    Carried { from: &'a Client },
+}
+
+impl Parts<'_> {
+    /// Makes one, from the first to the last octet; its tag.
+    async fn put(&self, to: &Client, bucket: &str, key: &str, call: Call, octets: [u64; 2]) -> Result<String, Failed> {
+        let range = format!("bytes={}-{}", octets[0], octets[1]);
+        match self {
+            Self::OfServer { source } => {
+                let call = call.header("x-amz-copy-source", *source).header("x-amz-copy-source-range", range);
+                tag_of(&to.call(call).await?.text())
+            }
+            Self::Carried { from } => {
+                let read = Call::on("GET", bucket, Some(key)).header("range", range);
+                let mut call = call;
+                call.body = from.call(read).await?.body.to_vec();
+                let answer = to.call(call).await?;
+                let tag = answer.headers.get("etag").and_then(|tag| tag.to_str().ok());
+                let tag = tag.map(|tag| tag.trim_matches('"').to_owned());
+                tag.ok_or(Failed::Unreadable("a part without a tag"))
+            }
+        }
+    }
+}
+
+/// Puts an object together from parts of so many octets.
+async fn in_parts(
+    client: &Client,
+    begin: Call,
+    bucket: &str,
+    object: &Object,
+    part: u64,
+    parts: &Parts<'_>,
+) -> Result<(), Failed> {
+    let key = object.key.as_str();
+    let upload = first(&client.call(begin.with("uploads", "")).await?.text(), "UploadId");
+    let upload = upload.ok_or(Failed::Unreadable("no upload"))?;
+    let put = async {
+        let (mut done, mut start, mut number) = (String::new(), 0, 0_u32);
+        while start < object.size {
+            number += 1;
+            let end = (start + part).min(object.size);
+            let call = Call::on("PUT", bucket, Some(key)).with("partNumber", number.to_string());
+            let call = call.with("uploadId", upload.as_str());
+            let tag = parts.put(client, bucket, key, call, [start, end - 1]).await?;
             done.push_str(&format!("<Part><PartNumber>{number}</PartNumber><ETag>\"{tag}\"</ETag></Part>"));
+            start = end;
         }
-        let mut end = Call::on("POST", to, key).with("uploadId", upload.as_str());
+        let mut end = Call::on("POST", bucket, Some(key)).with("uploadId", upload.as_str());
         end.body = format!("<CompleteMultipartUpload>{done}</CompleteMultipartUpload>").into_bytes();
-        copied(&client.call(end).await?.text()).map(drop)
+        tag_of(&client.call(end).await?.text()).map(drop)
     };
-    let outcome = parts.await;
+    let outcome = put.await;
     if outcome.is_err() {
         // What is left of it takes space and is seen by nobody.
-        let _ = client.call(Call::on("DELETE", to, key).with("uploadId", upload.as_str())).await;
+        let _ = client.call(Call::on("DELETE", bucket, Some(key)).with("uploadId", upload.as_str())).await;
     }
     outcome
 }
-
-/// Headers that belong to an object.
-const KEPT: [&str; 5] =
-    ["content-type", "content-encoding", "content-disposition", "content-language", "cache-control"];
 
 /// Removes every object of a bucket, older versions and unfinished uploads included: the bucket is made anew.
 ///

@@ -13,7 +13,7 @@ use hyper::{
     header::{HeaderMap, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use std::{fmt, io, time::Duration};
+use std::{borrow::Cow, fmt, io, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 
 /// Largest answer that is read, in octets.
@@ -78,7 +78,7 @@ pub struct Call {
     /// Names and values.
     pub query: Vec<(&'static str, String)>,
     /// Further headers; all of them are signed. Names in lower case.
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(Cow<'static, str>, String)>,
     /// The body.
     pub body: Vec<u8>,
     /// `s3` where it is empty.
@@ -106,7 +106,7 @@ impl Call {
     /// The same with a header.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
+        self.headers.push((name.into(), value.into()));
         self
     }
 }
@@ -213,7 +213,7 @@ impl Client {
         let scope = format!("{}/{REGION}/{service}/aws4_request", time.get(..8).unwrap_or_default());
         let payload = sigv4::digest(&call.body);
         let mut headers: Vec<(String, String)> =
-            call.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            call.headers.into_iter().map(|(name, value)| (name.into_owned(), value)).collect();
         headers.extend([
             ("host".to_owned(), host),
             ("x-amz-content-sha256".to_owned(), payload.clone()),
