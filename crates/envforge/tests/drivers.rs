@@ -125,7 +125,7 @@ fn spec_of(kind: ResourceKind, service: Option<&str>, fields: &Fields) -> Resour
     let scope = if service.is_some() { ResourceScope::Service } else { ResourceScope::Workspace };
     let resource =
         ResolvedResource { kind, mode: ResourceMode::Managed, scope, service, consumers: vec![], extensions: vec![] };
-    ResourceSpec { resource, fields: fields.clone(), blocked: None }
+    ResourceSpec { resource, fields: fields.clone(), blocked: None, seeds: vec![], reset: 0 }
 }
 
 impl Seat {
