@@ -123,8 +123,15 @@ struct Runtime {
 fn spec_of(kind: ResourceKind, service: Option<&str>, fields: &Fields) -> ResourceSpec {
     let service = service.map(|name| name.parse().expect("a name"));
     let scope = if service.is_some() { ResourceScope::Service } else { ResourceScope::Workspace };
-    let resource =
-        ResolvedResource { kind, mode: ResourceMode::Managed, scope, service, consumers: vec![], extensions: vec![] };
+    let resource = ResolvedResource {
+        kind,
+        mode: ResourceMode::Managed,
+        scope,
+        service,
+        consumers: vec![],
+        extensions: vec![],
+        seeds: vec![],
+    };
     ResourceSpec { resource, fields: fields.clone(), blocked: None, seeds: vec![], reset: 0 }
 }
 

@@ -135,7 +135,7 @@ async fn taken(client: &Client, gateway: &Gateway) -> Result<hyper::upgrade::Upg
 async fn connect(hub: Arc<Hub>, what: Open) -> Result<Connected<Stream>, NotOpened> {
     match what {
         Open::Dial { workspace, port, token, wait } => {
-            let dialled = dial::connect(&hub, &Ask { workspace, port, token, wait }).await?;
+            let dialled = dial::connect(&hub, &Ask { workspace, port, token, wait, presigned: None }).await?;
             let stream = TcpStream::from_std(dialled.socket).map_err(|_| NotOpened::NotListening)?;
             Ok((Stream::Tcp(stream), dialled.instance))
         }

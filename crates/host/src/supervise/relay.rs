@@ -1,7 +1,11 @@
 //! A resource whose server is not the workspace's own: this supervisor, which lives in the workspace's network, listens
 //! in its place and carries every connection to the one that the server's keeper hands out.
 
-use super::{events::Event, resource::{prepare, wait_until_it_answers}, runtime::Shared};
+use super::{
+    events::Event,
+    resource::{prepare, wait_until_it_answers},
+    runtime::Shared,
+};
 use crate::resources::{
     Context, Driver,
     storage::{Place, keeper},
