@@ -606,6 +606,7 @@ async fn objects_as_a_whole(subject: &Storage, rig: &Rig) {
     assert_eq!(read.headers["x-amz-meta-own"], "kept");
 
     objects::clear(&root.client, &from.name).await.expect("cleared");
+    envforge_host::resources::storage::users::settled(&root.client, &from).await;
     assert_eq!(objects::list(&own, &from.name).await.expect("listed by the same keys"), []);
     own.call(s3::Call::on("PUT", &from.name, Some("new"))).await.expect("and written to");
     assert_eq!(objects::list(&theirs, &to.name).await.expect("listed").len(), wanted.len() + 1, "the copy stays");

@@ -113,6 +113,7 @@ impl Driver for Storage {
             let root = Root::reach(&Place::of(&context.sandbox)).await?;
             for bucket in buckets(context) {
                 objects::clear(&root.client, &bucket.name).await.map_err(trouble)?;
+                users::settled(&root.client, &bucket).await;
             }
             Ok(())
         })

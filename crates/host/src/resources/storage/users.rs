@@ -10,6 +10,8 @@ use super::{
 };
 use hyper::StatusCode;
 use serde_json::json;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
 
 /// What both servers call what a user may do.
 const ACTIONS: [&str; 12] = [
@@ -99,6 +101,26 @@ pub async fn ensure(root: &Client, kind: Kind, bucket: &Bucket) -> Result<(), Fa
 /// Whether a request that is signed with its keys is let in.
 pub async fn answers(any: &Client, bucket: &Bucket) -> bool {
     any.with_keys(&bucket.keys).call(Call::on("HEAD", &bucket.name, None)).await.is_ok()
+}
+
+/// How long a bucket that was made anew has to let its user in without a break.
+const STEADY: Duration = Duration::from_millis(500);
+/// How long that is waited for at most; who comes then asks again.
+const SETTLES: Duration = Duration::from_secs(10);
+
+/// Waits until a bucket that was made anew lets its user in: SeaweedFS hears of buckets that went and came a moment later,
+/// and refuses their users in between.
+pub async fn settled(any: &Client, bucket: &Bucket) {
+    let steady = async {
+        let mut since = Instant::now();
+        while since.elapsed() < STEADY {
+            sleep(Duration::from_millis(20)).await;
+            if !answers(any, bucket).await {
+                since = Instant::now();
+            }
+        }
+    };
+    let _ = timeout(SETTLES, steady).await;
 }
 
 /// Removes a bucket, everything in it and its user. What is gone already is as wanted.
