@@ -41,6 +41,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Stdio,
     sync::Arc,
 };
 use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
@@ -74,7 +75,7 @@ trait Subject {
 
 /// The machine below.
 struct Rig {
-    home: tempfile::TempDir,
+    _home: tempfile::TempDir,
     installation: Installation,
     next: std::cell::Cell<u32>,
 }
@@ -85,7 +86,7 @@ impl Rig {
         let home = tempfile::Builder::new().prefix("ef").tempdir().expect("temp dir");
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         let installation = Installation::open(&home.path().join("home")).expect("an installation");
-        Self { home, installation, next: std::cell::Cell::new(0) }
+        Self { _home: home, installation, next: std::cell::Cell::new(0) }
     }
 
     fn place(&self) -> Place {
@@ -103,7 +104,17 @@ impl Rig {
     async fn end(self) {
         keeper::end(&self.place()).await.expect("no keeper");
         sandbox::wipe(&self.installation).await.expect("nothing is left");
-        drop(self.home);
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // What a failed test leaves would go on, and hold what is read of this program's output.
+            let mut wipe = std::process::Command::new(env!("CARGO_BIN_EXE_envforge"));
+            wipe.args(["host", "wipe", "--home"]).arg(&self.installation.home);
+            let _ = wipe.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        }
     }
 }
 
@@ -349,6 +360,7 @@ impl Subject for Storage {
                 let path = format!("{}:{path}", self.0.parent().expect("a directory").display());
                 let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_envforge"));
                 command.arg(keeper::COMMAND).arg(place.home()).env("PATH", path);
+                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
                 let mut keeper = command.spawn().expect("a keeper");
                 // It ends by itself; whoever started it waits for that.
                 std::thread::spawn(move || keeper.wait());

@@ -323,7 +323,11 @@ async fn clone(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox, checkout:
     ];
     let environment: BTreeMap<String, String> =
         environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    judge(NETWORK, process::output(&entry, &argv, &environment, stdin)).await.map(drop).map_err(|why| {
+    judge(NETWORK, process::output(&entry, &argv, &environment, stdin)).await.map(drop).map_err(|mut why| {
+        // Git does not always say why it cannot write.
+        if !disk::says_full(&why) && disk::has_no_space(&sandbox.dir) {
+            why.push_str(": No space left on device");
+        }
         let reason = format!("{} cannot be checked out on {}: {why}", checkout.directory, intent.branch);
         let hint = if why.starts_with("something else") {
             "move it away, then `envforge up` again"
