@@ -70,7 +70,9 @@ impl Driver for Mailpit {
     }
 
     fn arguments(&self, _context: &Context) -> Vec<String> {
-        arguments(inbox::SOCKET, &format!("127.0.0.1:{}", ResourceKind::Mail.port()))
+        // Clients take one of the two addresses of `localhost` and do not try the other. It listens on one socket alone, so
+        // that is every address; nobody outside reaches into the workspace's network.
+        arguments(inbox::SOCKET, &format!("[::]:{}", ResourceKind::Mail.port()))
     }
 
     fn answers<'a>(&'a self, _context: &'a Context) -> LocalBoxFuture<'a, bool> {
