@@ -328,6 +328,62 @@ impl Group {
         }
     }
 
+    /// The group at a path below, whether it exists or not.
+    #[must_use]
+    pub fn below(&self, path: &str) -> Self {
+        Self {
+            v2: self.v2.as_ref().map(|at| at.join(path)),
+            v1: self.v1.clone(),
+            doors: self.doors.as_ref().map(|doors| Doors { dir: doors.dir.join(path), orphans_of: None }),
+        }
+    }
+
+    /// The groups one level below, with their names.
+    #[must_use]
+    pub fn children(&self) -> Vec<(String, Self)> {
+        let at = self.doors.as_ref().map(|doors| &doors.dir).or(self.v2.as_ref());
+        let entries = at.and_then(|at| fs::read_dir(at).ok()).into_iter().flatten().flatten();
+        let inner = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        inner
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .map(|name| (name.clone(), self.below(&name)))
+            .collect()
+    }
+
+    /// Has every process in the group and below stand still, or go on. A group that is not there has none. Without
+    /// control groups they are signalled, which those who wait for them see.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn freeze(&self, still: bool) -> Result<()> {
+        if let Some(doors) = &self.doors {
+            let signal = if still { nix::sys::signal::Signal::SIGSTOP } else { nix::sys::signal::Signal::SIGCONT };
+            for pid in doors.pids() {
+                // One that ended in the meantime stands still.
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+            }
+            return Ok(());
+        }
+        match self.v2.as_ref().map(|at| write(&at.join("cgroup.freeze"), if still { "1" } else { "0" })) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                Err(SystemError::new(if still { "stop a control group" } else { "let a control group go on" }, error))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Resolves when every process in the group and below stands still (an event of the kernel).
+    ///
+    /// # Errors
+    /// When the kernel gives no events.
+    pub async fn wait_frozen(&self) -> Result<()> {
+        if self.doors.is_some() {
+            return Ok(());
+        }
+        let still = |text: &str| text.lines().any(|line| line == "frozen 1");
+        self.wait_until("wait for a control group to stand still", still).await
+    }
+
     /// Processes in the group and below.
     #[must_use]
     pub fn pids(&self) -> Vec<i32> {
@@ -385,8 +441,15 @@ impl Group {
         if let Some(doors) = &self.doors {
             return doors.wait_empty().await;
         }
+        self.wait_until("wait for a control group to become empty", |text| {
+            !text.lines().any(|line| line == "populated 1")
+        })
+        .await
+    }
+
+    async fn wait_until(&self, doing: &str, reached: impl Fn(&str) -> bool) -> Result<()> {
         let Some(at) = &self.v2 else { return Ok(()) };
-        let doing = |e| SystemError::new("wait for a control group to become empty", e);
+        let doing = |e| SystemError::new(doing, e);
         let file = match fs::File::open(at.join("cgroup.events")) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -402,7 +465,7 @@ impl Group {
                 Err(rustix::io::Errno::NODEV) => return Ok(()),
                 Err(error) => return Err(doing(error.into())),
             };
-            if !String::from_utf8_lossy(&text[..read]).lines().any(|line| line == "populated 1") {
+            if reached(&String::from_utf8_lossy(&text[..read])) {
                 return Ok(());
             }
             let mut ready = events.ready(Interest::PRIORITY).await.map_err(doing)?;

@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod boot;
 pub mod cgroup;
+pub mod copying;
 pub mod disk;
 mod door;
 pub mod doors;
