@@ -3,7 +3,7 @@
 use crate::{
     supervise::{
         self,
-        protocol::{Answer, Ask, KNOWS_RESET, KNOWS_TRAFFIC, Message, Request, Snapshot, VERSION},
+        protocol::{Answer, Ask, KNOWS_RESET, KNOWS_STILLNESS, KNOWS_TRAFFIC, Message, Request, Snapshot, VERSION},
     },
     system::{SystemError, enter, sandbox::Sandbox},
 };
@@ -203,6 +203,12 @@ impl Supervisor {
     #[must_use]
     pub fn knows_reset(&self) -> bool {
         self.version >= KNOWS_RESET
+    }
+
+    /// Whether it can have the workspace stand still.
+    #[must_use]
+    pub fn knows_stillness(&self) -> bool {
+        self.version >= KNOWS_STILLNESS
     }
 
     /// Asks and waits for the answer.

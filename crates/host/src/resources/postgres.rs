@@ -3,6 +3,8 @@
 //! The template holds the role and database `app` and a superuser whose password only the host knows. At its first
 //! start a workspace's copy gets passwords of its own, before any service is told the cluster is there.
 
+pub mod backup;
+
 use super::{Context, Driver, Watch, find_program};
 use crate::system::{
     accounts::{self, Account},
@@ -212,12 +214,28 @@ fn data_dir(context: &Context) -> PathBuf {
 
 /// The superuser's password of this workspace's cluster; readable by root alone.
 fn password_path(context: &Context) -> PathBuf {
-    context.sandbox.dir.join("state").join("postgresql.password")
+    context.sandbox.dir.join("state").join(PASSWORD)
+}
+
+/// The password of the cluster that a copied one was made from, until the copy has its own.
+fn password_before_path(context: &Context) -> PathBuf {
+    context.sandbox.dir.join("state").join(PASSWORD_BEFORE)
+}
+
+/// Its file in the state of a copy.
+pub const PASSWORD_BEFORE: &str = "postgresql.password.before";
+/// The file of the superuser's password in a workspace's state.
+pub const PASSWORD: &str = "postgresql.password";
+/// The file that says for what a cluster was prepared.
+pub const PREPARED: &str = "postgresql.prepared";
+
+fn password_of(dir: &Path) -> io::Result<String> {
+    fs::read_to_string(dir.join("state").join(PASSWORD))
 }
 
 /// Written last by what prepares the cluster: for which passwords and extensions.
 fn mark_path(context: &Context) -> PathBuf {
-    context.sandbox.dir.join("state").join("postgresql.prepared")
+    context.sandbox.dir.join("state").join(PREPARED)
 }
 
 /// Directory of the cluster's own socket, below the data. Whoever runs in the workspace may listen on ports before the
@@ -229,8 +247,13 @@ struct Door(OwnedFd);
 
 impl Door {
     fn open(context: &Context) -> io::Result<Self> {
+        Self::at(&context.sandbox.dir)
+    }
+
+    /// That of the workspace at `dir`.
+    fn at(dir: &Path) -> io::Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let path = context.sandbox.dir.join("data").join(SOCKET);
+        let path = dir.join("data").join(SOCKET);
         Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
     }
 
@@ -380,12 +403,20 @@ impl Driver for Postgres {
             let mut connection = match door.connect(&own, "postgres").await {
                 Ok(connection) => connection,
                 Err(_) => {
-                    let first = fs::read_to_string(template_password).map_err(|e| trouble(doing, e, hint))?;
+                    // That of the cluster it was copied from, else that of the template.
+                    let first = fs::read_to_string(password_before_path(context));
+                    let first = first
+                        .or_else(|_| fs::read_to_string(template_password))
+                        .map_err(|e| trouble(doing, e, hint))?;
                     door.connect(&first, "postgres").await.map_err(failed)?
                 }
             };
+            if password_before_path(context).exists() {
+                revoke_passwords(&mut connection).await.map_err(failed)?;
+            }
             let statement = format!("ALTER ROLE {SUPERUSER} PASSWORD '{own}'");
             run(&mut connection, statement).await.map_err(failed)?;
+            let _ = fs::remove_file(password_before_path(context));
             for share in &context.shares {
                 let field = |name| share.fields.get(name).map(Secret::expose).unwrap_or_default();
                 let name = field("name");
@@ -449,6 +480,18 @@ async fn drop_everything(connection: &mut PgConnection) -> Result<(), sqlx::Erro
     for name in sqlx::query_scalar::<_, String>(roles).fetch_all(&mut *connection).await? {
         run(connection, format!("DROP OWNED BY {name} CASCADE")).await?;
         run(connection, format!("DROP ROLE {name}")).await?;
+    }
+    Ok(())
+}
+
+/// In a copy no role can be entered with the password that it had: those that are used get another one.
+async fn revoke_passwords(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let others = sqlx::query_scalar(
+        "SELECT quote_ident(rolname) FROM pg_authid WHERE rolpassword IS NOT NULL AND rolname <> $1",
+    );
+    let others: Vec<String> = others.bind(SUPERUSER).fetch_all(&mut *connection).await?;
+    for role in others {
+        run(connection, format!("ALTER ROLE {role} PASSWORD NULL")).await?;
     }
     Ok(())
 }

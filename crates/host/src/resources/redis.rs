@@ -55,6 +55,34 @@ fn has_queue(context: &Context) -> bool {
     context.shares.iter().any(|share| share.kind == ResourceKind::Queue)
 }
 
+/// Octets that were answered and are not in the log of commands yet.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn unwritten(stream: &mut TcpStream) -> io::Result<u64> {
+    stream.write_all(b"INFO persistence\r\n").await?;
+    let mut answer = Vec::new();
+    let mut chunk = [0_u8; 4096];
+    // `$<octets>\r\n` and so many octets.
+    loop {
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n") {
+            let length: usize = head.trim_start_matches('$').parse().map_err(|_| io::ErrorKind::InvalidData)?;
+            if body.len() >= length + 2 {
+                let field = |name: &str| body.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+                return field("aof_buffer_length:").ok_or_else(|| io::ErrorKind::InvalidData.into());
+            }
+        }
+        if answer.len() > 64 << 10 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        match stream.read(&mut chunk).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => answer.extend_from_slice(&chunk[..read]),
+        }
+    }
+}
+
 impl Driver for Redis {
     fn name(&self) -> &'static str {
         "redis"

@@ -36,6 +36,8 @@ pub(super) enum Event {
     Asked { ask: Ask, answer: oneshot::Sender<Answer> },
     /// Time for a reading and a look at the idle judge.
     Tick { database: Option<String> },
+    /// It stood still for as long as was allowed.
+    StoodTooLong { number: u64 },
     /// Every process of the runtime is gone, as was asked.
     Gone { reason: String },
 }

@@ -33,7 +33,21 @@ pub(super) fn listen(runtime: &Runtime, events: UnboundedSender<Event>) -> Resul
     Ok(())
 }
 
-async fn serve(stream: UnixStream, mut snapshots: watch::Receiver<Arc<Snapshot>>, events: UnboundedSender<Event>) {
+async fn serve(stream: UnixStream, snapshots: watch::Receiver<Arc<Snapshot>>, events: UnboundedSender<Event>) {
+    let mut stills = false;
+    converse(stream, snapshots, &events, &mut stills).await;
+    if stills {
+        // Whoever had the workspace stand still is gone. Where it went on, this changes nothing.
+        let _ = events.send(Event::Asked { ask: Ask::GoOn, answer: oneshot::channel().0 });
+    }
+}
+
+async fn converse(
+    stream: UnixStream,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    events: &UnboundedSender<Event>,
+    stills: &mut bool,
+) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     let mut subscribed = false;
@@ -43,6 +57,7 @@ async fn serve(stream: UnixStream, mut snapshots: watch::Receiver<Arc<Snapshot>>
                 let Ok(Some(line)) = line else { return };
                 let Ok(request) = serde_json::from_str::<Request>(&line) else { return };
                 let hello = matches!(request.ask, Ask::Hello { .. });
+                *stills = matches!(request.ask, Ask::StandStill { .. }) || *stills && request.ask != Ask::GoOn;
                 let (answer, answered) = oneshot::channel();
                 let _ = events.send(Event::Asked { ask: request.ask, answer });
                 let Ok(answer) = answered.await else { return };

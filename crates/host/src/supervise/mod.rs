@@ -23,6 +23,7 @@ mod seed;
 mod service;
 pub mod setup;
 mod sleep;
+pub mod still;
 
 use crate::system::{SystemError, files};
 use envforge_api::stream::LogLevel;

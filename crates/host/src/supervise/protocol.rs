@@ -29,11 +29,13 @@ use std::{
 };
 
 /// Version of this protocol. A daemon speaks every version back to the oldest supervisor it may find.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The first version that knows [`Ask::Traffic`].
 pub const KNOWS_TRAFFIC: u32 = 2;
 /// The first version that knows [`Ask::Reset`].
 pub const KNOWS_RESET: u32 = 3;
+/// The first version that knows [`Ask::StandStill`].
+pub const KNOWS_STILLNESS: u32 = 4;
 
 /// Everything a supervisor needs. Written by the daemon before it starts the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,6 +202,16 @@ pub enum Ask {
         /// So long ago.
         age_ms: u64,
     },
+    /// Have everything that writes stand still, the shell included, for as long as a copy needs at its end. Accepted when
+    /// that has begun; goes on by itself after the bound, and before a sleep.
+    StandStill {
+        /// At most so long.
+        bound_ms: u64,
+        /// Resource servers that go on: what they write is copied in another way.
+        but: BTreeSet<String>,
+    },
+    /// Let everything go on. Refused when it went on already: what was copied meanwhile is not of one moment.
+    GoOn,
     /// Stop everything and exit.
     Sleep {
         /// Why: `asked`, `delete`, `schedule`, `cap`, `stale-epoch`, ….

@@ -107,6 +107,9 @@ pub(super) struct Runtime {
     traffic: Option<BootMillis>,
     activity: Activity,
     published: watch::Sender<Arc<Snapshot>>,
+    /// It stands still, by the number of the time.
+    pub(super) still: Option<u64>,
+    pub(super) stills: u64,
     /// Asleep but for the last word, which the disk refuses: why, and the pause before the next try.
     unwritten: Option<(Trouble, Duration)>,
 }
@@ -159,6 +162,8 @@ impl Runtime {
             traffic: None,
             activity: Activity { last_wake: Some(wake), ..Activity::default() },
             published: watch::Sender::new(Arc::new(Snapshot::empty(&spec, now))),
+            still: None,
+            stills: 0,
             unwritten: None,
             services,
             setups,
@@ -176,6 +181,7 @@ impl Runtime {
         let size = self.spec.size;
         let (cpu_millis, memory_bytes) = (size.cpu_millis(), size.memory_bytes());
         let limits = Limits { cpu_millis, memory_bytes, pids: 4096, cpu_weight: 100 };
+        super::still::thaw(&self.shared.sandbox);
         groups.runtime.ensure()?;
         groups.runtime.limit(limits)?;
         let mut lost = false;
@@ -251,6 +257,7 @@ impl Runtime {
                 // A daemon that went away asks again after its return.
                 let _ = answer.send(self.asked(ask));
             }
+            Event::StoodTooLong { number } => self.stood_too_long(number),
             Event::Gone { reason } => return self.end(&reason),
         }
         Ok(Goes::On)
@@ -293,6 +300,13 @@ impl Runtime {
             Ask::Hold { until } => self.hold_until = until,
             Ask::Traffic { age_ms } => {
                 self.traffic = self.traffic.max(Some(BootMillis(boot::now().0.saturating_sub(age_ms))));
+            }
+            Ask::StandStill { bound_ms, but } => return self.stand_still(bound_ms, &but),
+            Ask::GoOn => {
+                if !self.go_on() {
+                    let trouble = Trouble::new("the workspace went on already", "it is tried again by itself");
+                    return Answer::Refused { trouble };
+                }
             }
             Ask::Sleep { reason } => self.go_to_sleep(reason),
         }

@@ -318,8 +318,13 @@ impl Runtime {
     }
 
     pub(super) fn checked(&mut self, name: &str, run: u64, outcome: Result<(), String>) {
+        // What stands still cannot answer, which says nothing about it.
+        let stands = self.still.is_some();
         let Some(service) = self.service_mut(name).filter(|s| s.run == run) else { return };
         let Doing::Running { since } = service.doing else { return };
+        if stands && outcome.is_err() {
+            return;
+        }
         match outcome {
             Ok(()) => {
                 service.failures = 0;

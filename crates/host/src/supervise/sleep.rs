@@ -17,6 +17,7 @@ impl Runtime {
         self.note(LogLevel::Info, &format!("going to sleep ({reason})"));
         self.phase = Phase::Sleeping(reason.clone());
         self.since = Timestamp::now();
+        self.go_on();
         self.mark_stopping();
         self.cancel_all_runs();
         let servers = self.retire_servers();
