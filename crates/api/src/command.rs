@@ -1,8 +1,9 @@
 //! Command records: what was asked, by whom, and how it ended.
 
 use crate::{
+    copy::CopyReport,
     generation::Generation,
-    ids::{CommandId, WorkspaceId},
+    ids::{CommandId, SnapshotId, WorkspaceId},
     names::{Branch, ServiceName, Slug},
     resource::ResourceKind,
     states::{CommandState, words},
@@ -26,13 +27,21 @@ words!(
         ControlService = "CONTROL_SERVICE",
         /// Remove everything.
         DeleteWorkspace = "DELETE_WORKSPACE",
+        /// Copy a whole workspace into a new one; the record is the source's.
+        ForkWorkspace = "FORK_WORKSPACE",
+        /// Keep the state of a whole workspace.
+        CreateSnapshot = "CREATE_SNAPSHOT",
+        /// Make a workspace what it was.
+        RestoreSnapshot = "RESTORE_SNAPSHOT",
+        /// Remove a kept state.
+        RemoveSnapshot = "REMOVE_SNAPSHOT",
     }
 );
 
 impl CommandKind {
     /// Whether the host may be handed the command again after a crash in the middle of it.
     ///
-    /// Everything that is reached by desired state converges; a run is a once-only act.
+    /// Everything that is reached by desired state converges; runs, snapshots and restores are once-only acts.
     #[must_use]
     pub const fn may_repeat(self) -> bool {
         match self {
@@ -40,8 +49,10 @@ impl CommandKind {
             | Self::StartRuntime
             | Self::SleepRuntime
             | Self::ControlService
-            | Self::DeleteWorkspace => true,
-            Self::RunCommand => false,
+            | Self::DeleteWorkspace
+            | Self::ForkWorkspace
+            | Self::RemoveSnapshot => true,
+            Self::RunCommand | Self::CreateSnapshot | Self::RestoreSnapshot => false,
         }
     }
 }
@@ -118,6 +129,33 @@ pub enum LeasedAct {
         /// The branch looked for.
         branch: Branch,
     },
+    /// Keep the state of a whole workspace.
+    CreateSnapshot {
+        /// Where.
+        workspace: WorkspaceId,
+        /// Its id.
+        snapshot: SnapshotId,
+        /// Why, in words for people.
+        reason: String,
+    },
+    /// Make a workspace what it was, once its runtime is asleep at this generation.
+    RestoreSnapshot {
+        /// Where.
+        workspace: WorkspaceId,
+        /// What it becomes.
+        snapshot: SnapshotId,
+        /// Keeps what it was until now.
+        kept: SnapshotId,
+        /// The intent by which it is asleep.
+        generation: Generation,
+    },
+    /// Remove a kept state.
+    RemoveSnapshot {
+        /// Where.
+        workspace: WorkspaceId,
+        /// Which.
+        snapshot: SnapshotId,
+    },
     /// What deleting this workspace would lose (uncommitted or unpushed work). Changes nothing.
     InspectWork {
         /// Where.
@@ -157,6 +195,37 @@ pub enum ActAnswer {
         /// One line for each checkout that has something to lose, such as `backend: 2 files not committed`.
         at_risk: Vec<String>,
     },
+    /// To [`LeasedAct::CreateSnapshot`] and [`LeasedAct::RestoreSnapshot`].
+    Copied {
+        /// What it cost.
+        cost: CopyReport,
+    },
+}
+
+impl LeasedAct {
+    /// The workspace whose command record this act is, where it is one.
+    #[must_use]
+    pub const fn recorded_for(&self) -> Option<&WorkspaceId> {
+        match self {
+            Self::Run { workspace, .. }
+            | Self::CreateSnapshot { workspace, .. }
+            | Self::RestoreSnapshot { workspace, .. }
+            | Self::RemoveSnapshot { workspace, .. } => Some(workspace),
+            Self::CancelRun { .. } | Self::FindBranch { .. } | Self::InspectWork { .. } => None,
+        }
+    }
+
+    /// Whether it may be done again after a crash in the middle of it.
+    #[must_use]
+    pub const fn may_repeat(&self) -> bool {
+        match self {
+            Self::Run { .. } | Self::CreateSnapshot { .. } | Self::RestoreSnapshot { .. } => false,
+            Self::CancelRun { .. }
+            | Self::FindBranch { .. }
+            | Self::InspectWork { .. }
+            | Self::RemoveSnapshot { .. } => true,
+        }
+    }
 }
 
 /// A command record as it is shown.
@@ -194,4 +263,7 @@ pub struct CommandView {
     /// Why it ended as it did.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What a fork, snapshot or restore cost.
+    #[serde(default)]
+    pub copied: Option<CopyReport>,
 }

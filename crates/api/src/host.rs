@@ -7,6 +7,7 @@
 use crate::{
     capability::VerifyKey,
     command::{ActReport, LeasedCommand},
+    copy::{CopyReport, SnapshotView},
     dev_host::ProxyMode,
     generation::{Generation, HostEpoch, IntentSeq, Revision},
     ids::{CommandId, HostId, OrganizationId, RuntimeInstanceId, WorkspaceId},
@@ -160,6 +161,9 @@ pub struct WorkspaceIntent {
     /// What a repository without the branch makes it from; absent = its default branch.
     #[serde(default)]
     pub from: Option<String>,
+    /// It begins as a copy of this workspace of the same host, data included.
+    #[serde(default)]
+    pub fork_of: Option<WorkspaceId>,
     /// The shell layer.
     pub shell: DesiredShell,
     /// The runtime layer.
@@ -270,6 +274,12 @@ pub struct WorkspaceReport {
     /// order, without those whose file was never read. Also of a workspace that has never been awake.
     #[serde(default)]
     pub faces: Vec<Face>,
+    /// What making it as a copy cost.
+    #[serde(default)]
+    pub copied: Option<CopyReport>,
+    /// Its snapshots, oldest first.
+    #[serde(default)]
+    pub snapshots: Vec<SnapshotView>,
 }
 
 /// What a service shows to a gateway.

@@ -114,6 +114,8 @@ id!(/// One browser's or program's visit to one dev host.
     VisitId, "vis", "visit");
 id!(/// A batch of link traffic that a gateway counted.
     ActivityId, "act", "activity");
+id!(/// A kept state of a workspace.
+    SnapshotId, "snap", "snapshot");
 id!(/// A gateway.
     GatewayId, "gw", "gateway");
 

@@ -10,6 +10,7 @@
 pub mod capability;
 pub mod client;
 pub mod command;
+pub mod copy;
 pub mod dev_host;
 pub mod dial;
 pub mod gateway;

@@ -186,6 +186,9 @@ pub struct WorkspaceView {
     pub diagnostics: Vec<Diagnostic>,
     /// What keeps it awake.
     pub activity: Activity,
+    /// Its snapshots, oldest first.
+    #[serde(default)]
+    pub snapshots: Vec<crate::copy::SnapshotView>,
     /// The host is not heard of at present: everything shown is as it was then.
     #[serde(default)]
     #[schema(value_type = Option<String>, format = DateTime)]

@@ -71,6 +71,11 @@ pub enum Command {
     Redis(RedisArgs),
     /// Read the inbox: what services sent. Also while the workspace is asleep.
     Mail(MailArgs),
+    /// Copy a whole workspace, data included, into a new one.
+    Fork(ForkArgs),
+    /// Keep the state of a whole workspace, data included, and go back to it.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Receipts and usage of a workspace.
     #[command(subcommand)]
     Workspace(WorkspaceCommand),
@@ -335,6 +340,52 @@ pub struct OpenArgs {
     /// The workspace, a service (or `SERVICE.PORT`), or both.
     #[arg(value_names = ["WS", "SERVICE"], num_args = 0..=2)]
     pub words: Vec<String>,
+}
+
+/// `envforge fork`.
+#[derive(Debug, Args)]
+#[command(override_usage = "envforge fork [WS] NEW [--branch B]")]
+pub struct ForkArgs {
+    /// The workspace if not the one you are in, then the name of the new one.
+    #[arg(value_names = ["WS", "NEW"], num_args = 1..=2, required = true)]
+    pub words: Vec<String>,
+    /// The branch, made at the commit that each checkout is at (default: named as the workspace).
+    #[arg(long, value_name = "B")]
+    pub branch: Option<String>,
+}
+
+/// `envforge snapshot …`.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Keep the workspace as it is now.
+    Create {
+        /// The workspace.
+        #[arg(value_name = "WS")]
+        ws: Option<String>,
+    },
+    /// Those that there are, newest first.
+    Ls {
+        /// The workspace.
+        #[arg(value_name = "WS")]
+        ws: Option<String>,
+    },
+    /// Make the workspace what it was; what it is now is kept as a snapshot.
+    #[command(override_usage = "envforge snapshot restore [WS] SNAPSHOT [--yes]")]
+    Restore {
+        /// The workspace if not the one you are in, then the snapshot.
+        #[arg(value_names = ["WS", "SNAPSHOT"], num_args = 1..=2, required = true)]
+        words: Vec<String>,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Remove a snapshot.
+    #[command(override_usage = "envforge snapshot rm [WS] SNAPSHOT")]
+    Rm {
+        /// The workspace if not the one you are in, then the snapshot.
+        #[arg(value_names = ["WS", "SNAPSHOT"], num_args = 1..=2, required = true)]
+        words: Vec<String>,
+    },
 }
 
 /// `envforge workspace …`.

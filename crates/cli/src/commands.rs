@@ -1,5 +1,6 @@
 //! What each command does: one file each, all of them functions from a context and arguments to an exit status.
 
+mod copies;
 mod delete;
 mod env;
 mod exec;
@@ -56,6 +57,8 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Psql(args) => resources::psql(context, args).await,
         Command::Redis(args) => resources::redis(context, args).await,
         Command::Mail(args) => resources::inbox(context, args).await,
+        Command::Fork(args) => copies::fork(context, args).await,
+        Command::Snapshot(command) => copies::snapshot(context, command).await,
         Command::Workspace(command) => workspace::run(context, command).await,
         Command::Project(command) => project::run(context, command).await,
         Command::Delete(args) => delete::run(context, args).await,

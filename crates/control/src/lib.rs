@@ -7,6 +7,7 @@ mod app;
 mod audit;
 mod commands;
 mod config;
+mod copies;
 mod db;
 mod dev_hosts;
 mod gateways;

@@ -5,6 +5,7 @@ use crate::local::Finding;
 use comfy_table::{ContentArrangement, Table, presets};
 use envforge_api::{
     command::CommandView,
+    copy::{SnapshotList, SnapshotView},
     public::{AuditView, LinkView, ResourceView, UsageReport, WorkspaceView},
     time::Timestamp,
 };
@@ -153,6 +154,23 @@ pub(crate) fn resources(all: &[ResourceView]) -> String {
         ]
     });
     table(&["RESOURCE", "MODE", "STATE", "USED BY", "REFERENCE", "WHY"], rows.collect())
+}
+
+/// `snapshot ls`.
+pub(crate) fn snapshots(list: &SnapshotList, now: Timestamp) -> String {
+    if list.snapshots.is_empty() {
+        return format!("no snapshots of {0}: `envforge snapshot create {0}` makes one", list.workspace);
+    }
+    let row = |s: &SnapshotView| {
+        vec![
+            s.id.to_string(),
+            times::point(s.created_at),
+            times::relative(s.created_at, now),
+            s.cost.size_bytes.to_string(),
+            s.reason.clone(),
+        ]
+    };
+    table(&["SNAPSHOT", "CREATED", "", "OCTETS", "REASON"], list.snapshots.iter().map(row).collect())
 }
 
 /// `audit`.

@@ -79,8 +79,13 @@ pub(crate) fn judge(command: &Open, report: &WorkspaceReport) -> Progress {
             (Phase::Settled, ShellState::Absent) => Progress::Succeeded,
             (Phase::Settled | Phase::Working, _) => Progress::Running,
         },
-        // Ends by the host's word on the leased act.
-        CommandKind::RunCommand => Progress::Unknown,
+        // End by the host's word on the leased act.
+        CommandKind::RunCommand
+        | CommandKind::CreateSnapshot
+        | CommandKind::RestoreSnapshot
+        | CommandKind::RemoveSnapshot => Progress::Unknown,
+        // Ends with the preparation of the workspace that it makes.
+        CommandKind::ForkWorkspace => Progress::Unknown,
     }
 }
 

@@ -40,6 +40,8 @@ fn said(accepted: u64, runtime: RuntimeState, phase: Phase) -> WorkspaceReport {
         activity: Activity::default(),
         refused: vec![],
         faces: vec![],
+        copied: None,
+        snapshots: vec![],
     }
 }
 

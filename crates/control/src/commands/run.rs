@@ -48,7 +48,7 @@ pub(crate) async fn run(
     let host = db::write(&app.pool, move |tx| {
         Box::pin(async move {
             let row = workspaces::store::lock(&mut *tx, &key).await?.ok_or_else(|| not_found("that workspace"))?;
-            let body = Body { order: None, run: Some(request.spec.clone()) };
+            let body = Body { run: Some(request.spec.clone()), ..Body::default() };
             if let Some(known) = store::belongs(&mut *tx, &request.id).await? {
                 return if known == (key, CommandKind::RunCommand, body) { Ok(row.host) } else { Err(other()) };
             }

@@ -1,6 +1,7 @@
 //! SQL of command records.
 
 use crate::{
+    copies::{ForkOrder, SnapshotOrder},
     db::{Time, big, small},
     http::errors::{Failure, not_found, unreadable},
     workspaces::lifecycle::{ServiceOrder, UnderWay},
@@ -24,6 +25,10 @@ pub(crate) struct Body {
     pub(crate) order: Option<ServiceOrder>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run: Option<RunSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fork: Option<ForkOrder>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshot: Option<SnapshotOrder>,
 }
 
 /// A record that is about to be made.
@@ -176,7 +181,7 @@ pub(crate) async fn delivered(pool: &PgPool, workspaces: &[&str], generations: &
          UPDATE commands c SET attempt = attempt + 1, state = CASE state WHEN 'queued' THEN 'delivered' ELSE state END
          FROM soon, unnest($1::text[], $2::bigint[]) AS handed (workspace_id, generation)
          WHERE c.workspace_id = handed.workspace_id AND c.generation <= handed.generation AND c.finished_at IS NULL
-             AND c.kind <> 'RUN_COMMAND'",
+             AND c.kind NOT IN ('RUN_COMMAND', 'FORK_WORKSPACE', 'CREATE_SNAPSHOT', 'RESTORE_SNAPSHOT', 'REMOVE_SNAPSHOT')",
     )
     .bind(workspaces)
     .bind(generations)
@@ -202,7 +207,7 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT c.id, w.slug AS workspace, c.kind, c.state, c.generation, c.attempt, c.requested_by, c.trigger,
-                c.service, c.requested_at, c.finished_at, c.exit_code, c.reason
+                c.service, c.requested_at, c.finished_at, c.exit_code, c.reason, c.copied
              FROM commands c JOIN workspaces w ON w.id = c.workspace_id WHERE ",
             $rest
         )
@@ -225,6 +230,7 @@ fn read(row: &PgRow) -> Result<CommandView, Failure> {
         finished_at: row.try_get::<Option<Time>, _>("finished_at")?.map(|time| time.0),
         exit_code: row.try_get("exit_code")?,
         reason: row.try_get("reason")?,
+        copied: row.try_get::<Option<Json<_>>, _>("copied")?.map(|json| json.0),
     })
 }
 

@@ -8,16 +8,16 @@ use crate::{
     app::App,
     audit,
     commands::{self, progress},
-    db, dev_hosts, gateways,
+    copies, db, dev_hosts, gateways,
     http::errors::Failure,
     usage,
     workspaces::{self, store::Updated},
 };
 use envforge_api::{
-    command::{ActReport, CommandKind, LeasedAct},
+    command::{ActAnswer, ActReport, CommandKind, LeasedAct},
     generation::{HostEpoch, IntentSeq},
     host::{MAX_PARK_MS, SyncAnswer, SyncRequest, WorkspaceIntent, WorkspaceReport},
-    ids::{CommandId, HostId},
+    ids::{CommandId, HostId, WorkspaceId},
     problem::{Problem, ProblemKind},
     states::CommandState,
 };
@@ -63,8 +63,7 @@ pub(crate) async fn sync(app: &App, host: &HostId, request: SyncRequest) -> Resu
     // A woken workspace waits for this answer: nothing is asked of the database that has nothing to say.
     let (intent_seq, intents) = intents(app, host, request.intent_seq, waits.newest, request.wait_ms).await?;
     let leases = if waits.lease { store::offer(&app.pool, host).await? } else { Vec::new() };
-    let runs: Vec<&str> =
-        leases.iter().filter(|l| matches!(l.act, LeasedAct::Run { .. })).map(|l| l.id.as_str()).collect();
+    let runs: Vec<&str> = leases.iter().filter(|l| l.act.recorded_for().is_some()).map(|l| l.id.as_str()).collect();
     if !runs.is_empty() {
         commands::store::offered(&app.pool, &runs).await?;
     }
@@ -139,6 +138,7 @@ async fn intents(
             owner: row.owner_name.clone(),
             branch: row.branch.clone(),
             from: row.from.clone(),
+            fork_of: row.fork_of.clone(),
             shell: row.desired.shell,
             runtime: row.desired.runtime.clone(),
             stopped: row.desired.stopped.clone(),
@@ -153,51 +153,62 @@ async fn intents(
     Ok((newest, intents))
 }
 
+/// A report that changes nothing.
+const NOTHING: (bool, Vec<WorkspaceId>, Option<HostId>) = (false, Vec::new(), None);
+
 /// Stores a report and ends the records that it decides.
 async fn accept(app: &App, host: &HostId, epoch: HostEpoch, report: WorkspaceReport) -> Result<(), Failure> {
     let id = report.workspace.clone();
     let host = host.clone();
-    let shown = db::write(&app.pool, move |tx| {
+    let (shown, others, removes) = db::write(&app.pool, move |tx| {
         Box::pin(async move {
-            let Some(row) = workspaces::store::lock(&mut *tx, &report.workspace).await? else { return Ok(false) };
+            let Some(row) = workspaces::store::lock(&mut *tx, &report.workspace).await? else { return Ok(NOTHING) };
             if row.host != host {
                 tracing::warn!(%host, workspace = %row.slug, "a host reported on a workspace of another host");
-                return Ok(false);
+                return Ok(NOTHING);
             }
             check(store::position(&mut *tx, &host).await?.0, epoch)?;
             let shown = match workspaces::store::report(&mut *tx, &row, epoch, &report).await? {
-                Updated::NotNewer => return Ok(false),
+                Updated::NotNewer => return Ok(NOTHING),
                 Updated::Stored { shown } => shown,
             };
             if row.faces() != report.faces {
                 dev_hosts::ensure(&mut *tx, &row, &row.spec, &report.faces).await?;
             }
-            let mut ended = false;
+            let (mut ended, mut others, mut removes) = (false, Vec::new(), None);
             for command in commands::store::open(&mut *tx, &row.id).await? {
                 let progress = progress::judge(&command, &report);
                 let Some((state, reason)) = progress.news(command.state) else { continue };
                 commands::store::set(&mut *tx, &command.id, state, None, reason).await?;
                 ended |= state.is_final();
+                if command.kind == CommandKind::PrepareShell
+                    && let Some(moved) = copies::fork::follow(&mut *tx, &row, state, reason, &report).await?
+                {
+                    removes = moved.removes.then(|| host.clone());
+                    others.push(moved.source);
+                }
                 if command.kind == CommandKind::DeleteWorkspace && state == CommandState::Succeeded {
                     workspaces::store::gone(&mut *tx, &row.id).await?;
                     dev_hosts::store::remove(&mut *tx, &row.id).await?;
                     commands::store::end_rest(&mut *tx, &row.id).await?;
                     store::end_leases(&mut *tx, &row.id).await?;
+                    others.extend(copies::fork::gone(&mut *tx, &row.id).await?);
                     let (by, target) = (host.as_str(), row.slug.as_str());
                     audit::store::add(&mut *tx, &row.organization, by, "workspace.gone", target, &[]).await?;
                 }
             }
-            Ok(shown || ended)
+            Ok((shown || ended, others, removes))
         })
     })
     .await?;
-    if shown {
-        app.bells.ring_workspace(&id);
+    for changed in others.iter().chain(Some(&id).filter(|_| shown)) {
+        app.bells.ring_workspace(changed);
     }
+    removes.iter().for_each(|host| app.bells.ring_host(host));
     Ok(())
 }
 
-/// Records news of a leased act; a run's record moves with it.
+/// Records news of a leased act; where it has a command record, that moves with it.
 async fn record_act(app: &App, host: &HostId, epoch: HostEpoch, report: ActReport) -> Result<(), Failure> {
     let id: CommandId = report.id.clone();
     let host = host.clone();
@@ -205,24 +216,33 @@ async fn record_act(app: &App, host: &HostId, epoch: HostEpoch, report: ActRepor
         Box::pin(async move {
             check(store::position(&mut *tx, &host).await?.0, epoch)?;
             // Workspace before lease: the order in which everyone locks.
-            let Some(LeasedAct::Run { workspace, .. }) = store::act(&mut *tx, &report.id).await? else {
+            let act = store::act(&mut *tx, &report.id).await?;
+            let Some(workspace) = act.as_ref().and_then(LeasedAct::recorded_for) else {
                 store::record(&mut *tx, &host, &report).await?;
                 return Ok(None);
             };
-            workspaces::store::lock(&mut *tx, &workspace).await?;
+            let row = workspaces::store::lock(&mut *tx, workspace).await?;
             if store::record(&mut *tx, &host, &report).await?.is_none() {
                 return Ok(None);
             }
             commands::store::set(&mut *tx, &report.id, report.state, report.exit_code, report.reason.as_deref())
                 .await?;
-            workspaces::store::touch(tx, &workspace).await?;
-            Ok(Some(workspace))
+            if let Some(ActAnswer::Copied { cost }) = &report.answer {
+                copies::store::cost(&mut *tx, &report.id, cost).await?;
+            }
+            workspaces::store::touch(&mut *tx, workspace).await?;
+            let wakes = match row.filter(|_| report.state.is_final()) {
+                Some(row) => copies::snapshots::ended(tx, &row, &report.id).await?.then_some(host),
+                None => None,
+            };
+            Ok(Some((workspace.clone(), wakes)))
         })
     })
     .await?;
     app.bells.ring_lease(&id);
-    if let Some(workspace) = moved {
+    if let Some((workspace, wakes)) = moved {
         app.bells.ring_workspace(&workspace);
+        wakes.iter().for_each(|host| app.bells.ring_host(host));
     }
     Ok(())
 }

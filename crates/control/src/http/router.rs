@@ -1,7 +1,7 @@
 //! Every route, each registered through [`Routes::mount`] with the one action it needs. There is no other way in.
 
 use super::auth::{Demand, Scope, guard};
-use crate::{app::App, audit, commands, gateways, hosts, identity, keys, links, projects, usage, workspaces};
+use crate::{app::App, audit, commands, copies, gateways, hosts, identity, keys, links, projects, usage, workspaces};
 use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state, response::IntoResponse};
 use envforge_api::role::Action;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -83,6 +83,11 @@ pub(crate) fn build(app: &App) -> (Router, OpenApi, Vec<RouteEntry>) {
         .mount(UseWorkspace, Workspace, routes!(workspaces::http::hold))
         .mount(UseWorkspace, Workspace, routes!(workspaces::http::services))
         .mount(DeleteWorkspace, Workspace, routes!(workspaces::http::delete))
+        .mount(UseWorkspace, Workspace, routes!(copies::http::fork))
+        .mount(SeeWorkspace, Workspace, routes!(copies::http::list))
+        .mount(UseWorkspace, Workspace, routes!(copies::http::create))
+        .mount(UseWorkspace, Workspace, routes!(copies::http::restore))
+        .mount(UseWorkspace, Workspace, routes!(copies::http::remove))
         .mount(UseWorkspace, Workspace, routes!(commands::http::run))
         .mount(SeeWorkspace, Workspace, routes!(commands::http::list))
         .mount(SeeWorkspace, Workspace, routes!(commands::http::show))

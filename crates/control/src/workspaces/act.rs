@@ -124,7 +124,7 @@ pub(crate) async fn within(
         by,
         trigger: request.trigger(),
         service: order.as_ref().and_then(|order| order.names.first()),
-        body: commands::store::Body { order: order.clone(), run: None },
+        body: commands::store::Body { order: order.clone(), ..commands::store::Body::default() },
     };
     if decision.starts {
         let start = CommandId::generate();

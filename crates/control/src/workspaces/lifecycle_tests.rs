@@ -34,6 +34,8 @@ fn reported(accepted: Generation, state: RuntimeState, phase: Phase) -> Workspac
         activity: envforge_api::host::Activity::default(),
         refused: vec![],
         faces: vec![],
+        copied: None,
+        snapshots: vec![],
     }
 }
 

@@ -160,7 +160,9 @@ async fn find_branch(
             "add -c to create it",
         )
         .into()),
-        ActAnswer::Work { .. } => Err(Problem::internal("the host answered another question").into()),
+        ActAnswer::Work { .. } | ActAnswer::Copied { .. } => {
+            Err(Problem::internal("the host answered another question").into())
+        }
     }
 }
 
@@ -223,6 +225,7 @@ impl Making {
                 label: &envforge_api::dev_host::workspace_part(slug),
                 branch: &self.branch,
                 from: self.from.as_deref(),
+                fork_of: None,
                 intent_seq: seq,
                 desired: &desired,
             };

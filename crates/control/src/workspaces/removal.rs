@@ -42,7 +42,9 @@ async fn inspect(app: &App, row: &Row) -> Result<Vec<String>, Failure> {
     let act = LeasedAct::InspectWork { workspace: row.id.clone() };
     match hosts::ask::ask(app, &row.organization, &row.host, act).await? {
         ActAnswer::Work { at_risk } => Ok(at_risk),
-        ActAnswer::Branches { .. } => Err(Problem::internal("the host answered another question").into()),
+        ActAnswer::Branches { .. } | ActAnswer::Copied { .. } => {
+            Err(Problem::internal("the host answered another question").into())
+        }
     }
 }
 
@@ -58,6 +60,9 @@ fn goes(row: &Row) -> Vec<String> {
             let of = resource.service.as_ref().map_or_else(String::new, |service| format!(" of {service}"));
             goes.push(format!("{}{of} data", resource.kind));
         }
+    }
+    for snapshot in row.report.iter().flat_map(|report| &report.snapshots) {
+        goes.push(format!("snapshot {} of {}", snapshot.id, snapshot.created_at));
     }
     goes.push("terminals, logs and links".into());
     goes

@@ -34,6 +34,8 @@ pub(crate) struct Row {
     pub(crate) label: String,
     pub(crate) branch: Branch,
     pub(crate) from: Option<String>,
+    /// What it begins as a copy of.
+    pub(crate) fork_of: Option<WorkspaceId>,
     pub(crate) generation: Generation,
     pub(crate) desired: Desired,
     pub(crate) desired_at: Timestamp,
@@ -70,7 +72,7 @@ macro_rules! select {
         concat!(
             "SELECT w.id, w.organization_id, o.slug AS organization_slug,
                 o.label AS organization_label, p.slug AS project, p.revision AS newest,
-                w.host_id, w.owner_id, u.name AS owner_name, w.slug, w.label, w.branch, w.from_ref, w.generation,
+                w.host_id, w.owner_id, u.name AS owner_name, w.slug, w.label, w.branch, w.from_ref, w.fork_of, w.generation,
                 w.desired, w.desired_at, w.version, w.report, w.report_epoch, w.created_at, r.spec,
                 (SELECT coalesce(jsonb_object_agg(d.service, d.label), '{}') FROM dev_hosts d
                  WHERE d.workspace_id = w.id AND d.port = '' AND d.service <> '') AS hosts,
@@ -108,6 +110,10 @@ fn read(row: &PgRow) -> Result<Row, Failure> {
         label: row.try_get("label")?,
         branch: word(row, "branch")?,
         from: row.try_get("from_ref")?,
+        fork_of: row
+            .try_get::<Option<String>, _>("fork_of")?
+            .map(|id| id.parse().map_err(|_| unreadable("workspace id")))
+            .transpose()?,
         generation: Generation(number(row, "generation")?),
         desired: row.try_get::<Json<Desired>, _>("desired")?.0,
         desired_at: row.try_get::<Time, _>("desired_at")?.0,
@@ -232,6 +238,7 @@ pub(crate) struct New<'a> {
     pub(crate) label: &'a str,
     pub(crate) branch: &'a Branch,
     pub(crate) from: Option<&'a str>,
+    pub(crate) fork_of: Option<&'a WorkspaceId>,
     pub(crate) intent_seq: IntentSeq,
     pub(crate) desired: &'a Desired,
 }
@@ -240,8 +247,8 @@ pub(crate) struct New<'a> {
 pub(crate) async fn insert(tx: &mut PgConnection, new: New<'_>) -> Result<bool, Failure> {
     let done = sqlx::query(
         "INSERT INTO workspaces (id, organization_id, project_id, host_id, owner_id, slug, label, branch, from_ref,
-             generation, intent_seq, desired)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, $10, $11) ON CONFLICT DO NOTHING",
+             generation, intent_seq, desired, fork_of)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, $10, $11, $12) ON CONFLICT DO NOTHING",
     )
     .bind(new.id.as_str())
     .bind(new.organization.as_str())
@@ -254,6 +261,7 @@ pub(crate) async fn insert(tx: &mut PgConnection, new: New<'_>) -> Result<bool, 
     .bind(new.from)
     .bind(big(new.intent_seq.0))
     .bind(Json(new.desired))
+    .bind(new.fork_of.map(WorkspaceId::as_str))
     .execute(tx)
     .await?;
     Ok(done.rows_affected() == 1)

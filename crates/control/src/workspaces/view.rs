@@ -48,6 +48,7 @@ pub(crate) fn assemble(
         links,
         diagnostics: report.map(|report| report.diagnostics.clone()).unwrap_or_default(),
         activity: report.map(|report| report.activity.clone()).unwrap_or_default(),
+        snapshots: report.map(|report| report.snapshots.clone()).unwrap_or_default(),
         host_lost_since: (now.duration_since(heard).as_secs() > LOST_SECONDS).then_some(heard),
     }
 }

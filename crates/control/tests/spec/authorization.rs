@@ -1,11 +1,13 @@
 //! The ratchet: every mounted route has an authorization case for every kind of caller, and is described.
 
-use crate::support::installation::Installation;
+use crate::support::{host::report, installation::Installation};
 use axum::http::Method;
 use envforge_api::{
-    ids::CommandId,
+    host::Phase,
+    ids::{CommandId, SnapshotId},
     link::Shared,
     public::{Opened, WorkspaceList},
+    states::{RuntimeState, ShellState},
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -31,6 +33,11 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("POST", "/v1/workspaces/{slug}/sleep", "", "yyy--y--0"),
     ("POST", "/v1/workspaces/{slug}/hold", r#"{"seconds":60}"#, "yyy--y--0"),
     ("POST", "/v1/workspaces/{slug}/services", r#"{"verb":"stop","services":["web"]}"#, "yyy--y--0"),
+    ("POST", "/v1/workspaces/{slug}/forks", r#"{"id":"{new}","name":"fork-of-ws"}"#, "yyy--y--0"),
+    ("GET", "/v1/workspaces/{slug}/snapshots", "", "yyyy-y--0"),
+    ("POST", "/v1/workspaces/{slug}/snapshots", r#"{"id":"{new}"}"#, "yyy--y--0"),
+    ("POST", "/v1/workspaces/{slug}/snapshots/{snapshot}/restore", r#"{"id":"{new}"}"#, "yyy--y--0"),
+    ("DELETE", "/v1/workspaces/{slug}/snapshots/{snapshot}", "", "yyy--y--0"),
     ("POST", "/v1/workspaces/{slug}/runs", r#"{"id":"{new}","target":{"what":"test"}}"#, "yyy--y--0"),
     ("GET", "/v1/workspaces/{slug}/commands", "", "yyyy-y--0"),
     ("GET", "/v1/workspaces/{slug}/usage", "", "yy--yy--0"),
@@ -84,6 +91,18 @@ async fn every_caller_gets_through_exactly_where_the_matrix_says() {
     let it = Installation::start().await;
     let opened = it.open("ws", true).await;
     let command = opened.wake.clone().expect("a wake").to_string();
+    let snapshot = SnapshotId::generate();
+    let mut said = report(&opened.id, 1, RuntimeState::Asleep, Phase::Settled);
+    // Its host is asked nothing about what is not there.
+    said.shell.stated.state = ShellState::Absent;
+    said.snapshots = vec![
+        serde_json::from_value(json!({
+            "id": snapshot, "created_at": "2026-01-01T00:00:00Z", "reason": "asked", "generation": 1,
+            "took_ms": 1, "stall_ms": 0, "size_bytes": 1,
+        }))
+        .expect("a snapshot"),
+    ];
+    it.host().await.report(said).await;
     let share = json!({ "service": "web" });
     let link: Shared = it.owner().post("/v1/workspaces/ws/links", &share).await.expect("a link");
     for (column, caller) in CALLERS.iter().enumerate() {
@@ -100,6 +119,7 @@ async fn every_caller_gets_through_exactly_where_the_matrix_says() {
         for (method, path, body, expected) in CASES {
             let path = path.replace("{slug}", "ws").replace("{project}", "demo").replace("{id}", &command);
             let path = path.replace("{link}", link.id.as_str());
+            let path = path.replace("{snapshot}", snapshot.as_str());
             let body = body.replace("{new}", CommandId::generate().as_str());
             let method: Method = method.parse().expect("a method");
             let (status, answer) =

@@ -5,6 +5,7 @@ mod support;
 
 mod authorization;
 mod commands;
+mod copies;
 mod gateways;
 mod hosts;
 mod keys;

@@ -47,10 +47,13 @@ async fn requests_runs_and_reports_of_one_workspace_do_not_fail_each_other() {
                 .into_iter()
                 .map(|lease| ActReport {
                     state: match lease.act {
-                        LeasedAct::Run { .. } => CommandState::Interrupted,
-                        LeasedAct::CancelRun { .. } | LeasedAct::FindBranch { .. } | LeasedAct::InspectWork { .. } => {
-                            CommandState::Succeeded
-                        }
+                        LeasedAct::Run { .. }
+                        | LeasedAct::CreateSnapshot { .. }
+                        | LeasedAct::RestoreSnapshot { .. } => CommandState::Interrupted,
+                        LeasedAct::CancelRun { .. }
+                        | LeasedAct::FindBranch { .. }
+                        | LeasedAct::InspectWork { .. }
+                        | LeasedAct::RemoveSnapshot { .. } => CommandState::Succeeded,
                     },
                     id: lease.id,
                     exit_code: None,

@@ -129,6 +129,8 @@ pub(crate) fn report(workspace: &WorkspaceId, accepted: u64, state: RuntimeState
         activity: envforge_api::host::Activity::default(),
         refused: vec![],
         faces: vec![],
+        copied: None,
+        snapshots: vec![],
     }
 }
 

@@ -1,6 +1,7 @@
 //! Leased commands: acts that are done once, by an id the caller made. Ledgered before they begin and when they end.
 
 use super::{
+    copy,
     hub::{Hub, Reset, Workspace},
     runtime, shell,
 };
@@ -43,7 +44,7 @@ pub(super) fn take(hub: &Arc<Hub>, leases: Vec<LeasedCommand>) {
             let kept = lease.clone();
             if let Err(error) = ledger.change(|host| drop(host.running.insert(id.clone(), kept))) {
                 tracing::error!(%error, hint = %error.hint, "a command cannot be ledgered");
-                if !may_be_repeated(&lease.act) {
+                if !lease.act.may_repeat() {
                     // Not begun: its end is told, and kept in memory until the disk takes it.
                     let report = failed(&id, Trouble::new(error.to_string(), error.hint));
                     let _ = ledger.note(|host| drop(host.finished.insert(id, report)));
@@ -57,14 +58,6 @@ pub(super) fn take(hub: &Arc<Hub>, leases: Vec<LeasedCommand>) {
         let hub = Arc::clone(hub);
         // Ends with the act. A daemon that is stopped in the middle finds it ledgered as running.
         tokio::spawn(async move { perform(&hub, lease).await });
-    }
-}
-
-/// Whether an act may be done again after a crash, so that nothing is lost if the ledger does not know that it began.
-fn may_be_repeated(act: &LeasedAct) -> bool {
-    match act {
-        LeasedAct::Run { .. } => false,
-        LeasedAct::CancelRun { .. } | LeasedAct::FindBranch { .. } | LeasedAct::InspectWork { .. } => true,
     }
 }
 
@@ -83,9 +76,16 @@ pub(super) fn resume(hub: &Arc<Hub>) {
                     };
                     finish(&hub, known.unwrap_or_else(|| interrupted(&lease.id)));
                 }
-                LeasedAct::CancelRun { .. } | LeasedAct::FindBranch { .. } | LeasedAct::InspectWork { .. } => {
-                    perform(&hub, lease).await;
+                LeasedAct::CreateSnapshot { workspace, snapshot, .. } => {
+                    finish(&hub, cut_short(&hub, &lease.id, workspace, snapshot))
                 }
+                LeasedAct::RestoreSnapshot { workspace, .. } => {
+                    finish(&hub, restored(&hub, &lease.id, workspace).await)
+                }
+                LeasedAct::CancelRun { .. }
+                | LeasedAct::FindBranch { .. }
+                | LeasedAct::InspectWork { .. }
+                | LeasedAct::RemoveSnapshot { .. } => perform(&hub, lease).await,
             }
         });
     }
@@ -113,6 +113,40 @@ fn interrupted(id: &CommandId) -> ActReport {
         reason: Some("the process that ran it was lost; it is not run again by itself".into()),
         answer: None,
     }
+}
+
+/// A snapshot that was under way when the daemon was killed.
+fn cut_short(
+    hub: &Hub,
+    id: &CommandId,
+    workspace: &envforge_api::ids::WorkspaceId,
+    snapshot: &envforge_api::ids::SnapshotId,
+) -> ActReport {
+    let known = hub.get(workspace).and_then(|workspace| {
+        workspace.snapshots.borrow().iter().find(|known| known.id == *snapshot).map(|known| known.cost)
+    });
+    let Some(cost) = known else {
+        let reason = "the host daemon was restarted in the middle; nothing is left of the snapshot, and it is not made again by itself";
+        return ActReport { reason: Some(reason.into()), ..interrupted(id) };
+    };
+    ActReport {
+        state: CommandState::Succeeded,
+        reason: None,
+        answer: Some(ActAnswer::Copied { cost }),
+        ..interrupted(id)
+    }
+}
+
+/// A restore that was under way when the daemon was killed: preparing the shell brought it to its end if it had begun to
+/// exchange anything.
+async fn restored(hub: &Hub, id: &CommandId, workspace: &envforge_api::ids::WorkspaceId) -> ActReport {
+    let Some(workspace) = hub.get(workspace) else { return interrupted(id) };
+    let _ = settled(&workspace).await;
+    if copy::restore::was_done(hub, &workspace, id) {
+        return ActReport { state: CommandState::Succeeded, reason: None, ..interrupted(id) };
+    }
+    let reason = "the host daemon was restarted in the middle; nothing of the workspace was changed, and it is not restored by itself";
+    ActReport { reason: Some(reason.into()), ..interrupted(id) }
 }
 
 fn failed(id: &CommandId, trouble: Trouble) -> ActReport {
@@ -147,6 +181,30 @@ async fn perform(hub: &Arc<Hub>, lease: LeasedCommand) {
             Ok(at_risk) => done(Some(ActAnswer::Work { at_risk })),
             Err(trouble) => failed(trouble),
         },
+        LeasedAct::CreateSnapshot { workspace, snapshot, reason } => match hub.get(workspace) {
+            Some(workspace) => match copy::snapshot::create_as(hub, &workspace, snapshot, reason).await {
+                Ok(view) => done(Some(ActAnswer::Copied { cost: view.cost })),
+                Err(trouble) => failed(trouble),
+            },
+            None => failed(not_here()),
+        },
+        LeasedAct::RestoreSnapshot { workspace, snapshot, kept, generation } => match hub.get(workspace) {
+            Some(workspace) => {
+                let order = copy::restore::Order { command: &id, snapshot, kept, generation: *generation };
+                match copy::restore::restore(hub, &workspace, order).await {
+                    Ok(cost) => done(Some(ActAnswer::Copied { cost })),
+                    Err(trouble) => failed(trouble),
+                }
+            }
+            None => failed(not_here()),
+        },
+        LeasedAct::RemoveSnapshot { workspace, snapshot } => match hub.get(workspace) {
+            Some(workspace) => match copy::snapshot::remove(hub, &workspace, snapshot).await {
+                Ok(()) => done(None),
+                Err(trouble) => failed(trouble),
+            },
+            None => done(None),
+        },
         LeasedAct::CancelRun { workspace, run } => {
             cancel(hub, workspace, run).await;
             done(None)
@@ -156,10 +214,14 @@ async fn perform(hub: &Arc<Hub>, lease: LeasedCommand) {
                 Ok(report) => report,
                 Err(trouble) => failed(trouble),
             },
-            None => failed(Trouble::new("the workspace is not on this host", "")),
+            None => failed(not_here()),
         },
     };
     finish(hub, report);
+}
+
+fn not_here() -> Trouble {
+    Trouble::new("the workspace is not on this host", "")
 }
 
 async fn inspect(hub: &Hub, id: &envforge_api::ids::WorkspaceId) -> Result<Vec<String>, Trouble> {
@@ -250,6 +312,8 @@ async fn reset(
     kinds: &BTreeSet<ResourceKind>,
 ) -> Result<ActReport, Trouble> {
     description.can_be_reset(kinds)?;
+    // Nothing is wiped that cannot be had again.
+    copy::snapshot::create(hub, workspace, "before reset").await?;
     awake(hub, workspace).await?;
     let (answer, begun) = oneshot::channel();
     let asked = workspace.resets.send(Reset { id: id.clone(), kinds: kinds.clone(), answer });

@@ -10,6 +10,7 @@ use crate::{
 use envforge_api::{
     capability::VerifyKey,
     client::Endpoint,
+    copy::{CopyReport, SnapshotView},
     generation::Generation,
     host::{DesiredShell, Face, Refusal, StepReport, WorkspaceIntent},
     ids::{AttachId, CommandId, HostId, WorkspaceId},
@@ -116,6 +117,53 @@ pub struct Workspace {
     pub resets: mpsc::UnboundedSender<Reset>,
     /// The same, for the task that keeps the runtime.
     pub(super) resets_asked: Mutex<Option<mpsc::UnboundedReceiver<Reset>>>,
+    /// Held by whoever copies it, restores it or removes a copy of it: one at a time.
+    pub copies: tokio::sync::Mutex<()>,
+    /// Between a copy of it at rest and whoever ends that rest.
+    pub rest: Rest,
+    /// Has the shell layer looked at again.
+    pub again: tokio::sync::Notify,
+    /// What making it as a copy cost.
+    pub copied: watch::Sender<Option<CopyReport>>,
+    /// Its snapshots.
+    pub snapshots: watch::Sender<Vec<SnapshotView>>,
+}
+
+/// A copy of a workspace at rest needs that nothing of it starts or is removed meanwhile, and gives way to whoever wants
+/// that.
+#[derive(Debug, Default)]
+pub struct Rest {
+    alone: Arc<tokio::sync::Mutex<()>>,
+    waiting: watch::Sender<usize>,
+}
+
+/// Someone waits, until this is dropped.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
+impl Rest {
+    /// For a copy.
+    pub async fn hold(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.alone).lock_owned().await
+    }
+
+    /// For whoever starts, exchanges or removes something: a copy gives way.
+    pub async fn claim(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.waiting.send_modify(|waiting| *waiting += 1);
+        let _waiting = Waiting(&self.waiting);
+        Arc::clone(&self.alone).lock_owned().await
+    }
+
+    /// Resolves when someone waits.
+    pub async fn wanted(&self) {
+        // The sender lives as long as this.
+        let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
+    }
 }
 
 /// Data services to be wiped and filled anew.
@@ -153,6 +201,11 @@ impl Workspace {
             steps: watch::Sender::new(Vec::new()),
             faces: watch::Sender::new(Vec::new()),
             runtime: watch::Sender::new(RuntimeFacts::default()),
+            copies: tokio::sync::Mutex::default(),
+            rest: Rest::default(),
+            again: tokio::sync::Notify::new(),
+            copied: watch::Sender::new(None),
+            snapshots: watch::Sender::new(Vec::new()),
         }
     }
 }

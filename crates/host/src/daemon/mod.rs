@@ -5,6 +5,7 @@
 
 mod acts;
 mod control_link;
+pub mod copy;
 mod dial;
 pub mod hub;
 mod inside;
@@ -100,7 +101,12 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<End, SystemError> {
     let stop = CancellationToken::new();
     for record in records {
         let workspace = Arc::new(Workspace::new(record.index, record.intent));
+        workspace.copied.send_replace(copy::fork::cost(&hub.installation.workspace_dir(&workspace.id)));
         hub.insert(Arc::clone(&workspace));
+        copy::snapshot::look(&hub, &workspace);
+    }
+    // One may begin as a copy of another: all are known first.
+    for workspace in hub.all() {
         reconcile::begin(&hub, &workspace, &stop);
     }
     acts::resume(&hub);

@@ -90,6 +90,7 @@ pub(super) mod tests {
             owner: "ada".into(),
             branch: "w".parse().expect("branch"),
             from: None,
+            fork_of: None,
             shell: DesiredShell::Ready,
             runtime: if awake {
                 DesiredRuntime::Awake { trigger: "up".into() }

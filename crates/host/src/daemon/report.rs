@@ -68,6 +68,8 @@ fn blank(unkept: &Unkept) -> WorkspaceReport {
         activity: Activity::default(),
         refused: Vec::new(),
         faces: Vec::new(),
+        copied: None,
+        snapshots: Vec::new(),
     }
 }
 
@@ -110,6 +112,8 @@ fn report(workspace: &Workspace) -> Option<WorkspaceReport> {
         activity: facts.snapshot.as_ref().map(|s| s.activity.clone()).unwrap_or_default(),
         refused: facts.refused,
         faces: workspace.faces.borrow().clone(),
+        copied: *workspace.copied.borrow(),
+        snapshots: workspace.snapshots.borrow().clone(),
     })
 }
 

@@ -227,6 +227,15 @@ fn read_values(sandbox_dir: &Path) -> Values {
     bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
+/// The values of a copied workspace, from those of its source: what names the data stays, since that is the same (what was
+/// set up for it need not be set up again); everything that opens it is made anew.
+#[must_use]
+pub(super) fn values_of_copy(source: &[u8]) -> Vec<u8> {
+    let known: Values = serde_json::from_slice(source).unwrap_or_default();
+    let values = Values { numbers: known.numbers, data: known.data, resets: known.resets, ..Values::default() };
+    serde_json::to_vec(&values).unwrap_or_default()
+}
+
 fn values_path(sandbox_dir: &Path) -> PathBuf {
     sandbox_dir.join("state").join("resources.json")
 }
@@ -522,6 +531,27 @@ mod tests {
         assert!(urls[1][2].starts_with("postgres://app_web_b:") && urls[1][2].ends_with("@localhost:5432/app_web_b"));
         assert_eq!(&urls[0][..2], ["redis://localhost:6379/0", "redis://localhost:6379/1"]);
         assert_eq!(values.secrets().count(), 3);
+    }
+
+    #[test]
+    fn a_copy_has_its_data_under_the_same_names_and_credentials_of_its_own() {
+        let shared = ResolvedResource {
+            kind: ResourceKind::Database,
+            mode: ResourceMode::Managed,
+            scope: ResourceScope::Workspace,
+            service: None,
+            consumers: vec![],
+            extensions: vec![],
+            seeds: vec![],
+        };
+        let mut source = Values::default();
+        source.complete(&WorkspaceId::generate(), std::slice::from_ref(&shared));
+        let copied = values_of_copy(&serde_json::to_vec(&source).expect("JSON"));
+        let mut copy: Values = serde_json::from_slice(&copied).expect("values");
+        copy.complete(&WorkspaceId::generate(), &[shared]);
+        assert_eq!((&copy.data, &copy.numbers), (&source.data, &source.numbers));
+        assert_ne!(copy.passwords, source.passwords);
+        assert!(copy.secrets().all(|secret| !source.secrets().any(|of| of == secret)));
     }
 
     #[test]

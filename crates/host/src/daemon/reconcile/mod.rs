@@ -7,6 +7,7 @@ mod instance;
 mod update;
 
 use super::{
+    copy::snapshot,
     hub::{Hub, Reset, RuntimeFacts, Workspace},
     inside, parked,
     plan::{Found, Step, plan},
@@ -99,7 +100,12 @@ async fn keep_shell(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &Cancellat
             if !shell::was_prepared(hub, workspace) {
                 show_shell(hub, workspace, ShellState::Preparing, None);
             }
-            match shell::prepare(hub, workspace, &intent).await {
+            let prepared = {
+                // A restore exchanges directories meanwhile.
+                let _alone = workspace.rest.claim().await;
+                shell::prepare(hub, workspace, &intent).await
+            };
+            match prepared {
                 Ok(sandbox) => {
                     let mark = sandbox.dir.join("state").join("prepared");
                     // Only a hint for the next start of the daemon: without it, `preparing` is shown for a moment.
@@ -134,6 +140,7 @@ async fn keep_shell(hub: &Arc<Hub>, workspace: &Arc<Workspace>, stop: &Cancellat
                 }
                 pause = PREPARE_AGAIN;
             }
+            () = workspace.again.notified() => pause = PREPARE_AGAIN,
             () = due => pause = (pause * 2).min(PREPARE_AT_LAST),
         }
     }
@@ -186,8 +193,11 @@ async fn remove(hub: &Arc<Hub>, workspace: &Arc<Workspace>, intent: &WorkspaceIn
     let mut runtime = workspace.runtime.subscribe();
     // It ends by the runtime's own task, which sees the same intent.
     let _ = runtime.wait_for(|facts| facts.supervisor.is_none()).await;
+    // A copy of it that is under way is given up.
+    let _alone = workspace.rest.claim().await;
     let sandbox = Sandbox::of(&hub.installation, &workspace.id, workspace.index, &intent.slug);
     let removed = async || {
+        snapshot::remove_all(hub, &workspace.id).map_err(|e| Trouble::new(e.to_string(), e.hint))?;
         // First: its keys are known only as long as its directory is there.
         storage::remove(hub, &sandbox.dir).await?;
         sandbox::remove(&hub.installation, &sandbox).await.map_err(|e| Trouble::new(e.to_string(), e.hint))
@@ -231,8 +241,17 @@ async fn keep_runtime(hub: &Arc<Hub>, workspace: &Arc<Workspace>, setup: &Arc<Mu
         let step = plan(&intent, &found(hub, workspace, &memory));
         match step {
             Step::Wait => {}
-            Step::Start => instance::start(hub, workspace, &intent, &mut memory, setup).await,
-            Step::Replace => instance::replace(hub, workspace, &mut memory, setup).await,
+            Step::Start => {
+                let _alone = workspace.rest.claim().await;
+                // A restore may have taken its turn.
+                if workspace.shell.borrow().state == ShellState::Ready {
+                    instance::start(hub, workspace, &intent, &mut memory, setup).await;
+                }
+            }
+            Step::Replace => {
+                let _alone = workspace.rest.claim().await;
+                instance::replace(hub, workspace, &mut memory, setup).await;
+            }
             Step::Update => update::update(hub, workspace, &intent, &mut memory, setup).await,
             Step::Sleep(reason) => {
                 let supervisor = workspace.runtime.borrow().supervisor.clone();

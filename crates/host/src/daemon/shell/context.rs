@@ -39,9 +39,9 @@ alias ll='ls -l'
 
 const PROFILE: &str = "[ -n \"$BASH\" ] && [ -r ~/.bashrc ] && . ~/.bashrc\n";
 
-/// Files that belong to the user from their first moment on: written when missing, never replaced.
-pub(super) fn write_once(files: &Beneath, intent: &WorkspaceIntent, user: &Account) -> Result<()> {
-    let readme = format!(
+/// The page that a workspace begins with.
+pub(in crate::daemon) fn readme(intent: &WorkspaceIntent) -> String {
+    format!(
         "# {slug}\n\nThe workspace of branch `{branch}` of project `{project}`.\n\n{checkouts}\n\
          Services answer on `localhost`; `.envforge/AGENTS.md` says which, and what else there is.\n\
          `envforge status` shows what runs, `envforge sleep` stops it; files, shells and data stay.\n",
@@ -54,7 +54,12 @@ pub(super) fn write_once(files: &Beneath, intent: &WorkspaceIntent, user: &Accou
             let _ = writeln!(all, "- `{}/`: {}", c.directory, names.join(", "));
             all
         }),
-    );
+    )
+}
+
+/// Files that belong to the user from their first moment on: written when missing, never replaced.
+pub(super) fn write_once(files: &Beneath, intent: &WorkspaceIntent, user: &Account) -> Result<()> {
+    let readme = readme(intent);
     let once = [("README.md", readme.as_str()), (".home/.bashrc", BASHRC), (".home/.profile", PROFILE)];
     for (path, text) in once {
         match files.read(Path::new(path), 1 << 20) {

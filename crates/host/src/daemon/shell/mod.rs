@@ -6,6 +6,7 @@ mod git;
 mod manifests;
 mod setup;
 
+pub(super) use context::readme;
 pub use context::write as write_context;
 pub use git::{find_branch, inspect_work, tidy_caches};
 pub use manifests::{facts, read as read_manifests, show_faces};
@@ -13,7 +14,10 @@ pub(crate) use setup::shell_variables;
 pub use setup::{run_setup, step_digest};
 
 use crate::{
-    daemon::hub::{Hub, Workspace},
+    daemon::{
+        copy,
+        hub::{Hub, Workspace},
+    },
     supervise::{logs::Logs, redact::Redactor},
     system::{
         SystemError,
@@ -46,6 +50,9 @@ pub fn was_prepared(hub: &Hub, workspace: &Workspace) -> bool {
 /// # Errors
 /// What could not be made, and what to do.
 pub async fn prepare(hub: &Hub, workspace: &Workspace, intent: &WorkspaceIntent) -> Result<Sandbox, Trouble> {
+    // Before anything is made of it: what is there afterwards is whole.
+    copy::restore::complete(hub, workspace).await?;
+    copy::fork::begin(hub, workspace, intent).await?;
     let make = sandbox::ensure(&hub.installation, &workspace.id, workspace.index, &intent.slug);
     let clones = git::fetch_caches(hub, workspace, intent);
     // The repositories are fetched while users, groups and namespaces are made.
@@ -84,6 +91,7 @@ pub async fn complete(
 
 async fn fill(hub: &Hub, workspace: &Workspace, intent: &WorkspaceIntent, sandbox: &Sandbox) -> Result<(), Trouble> {
     git::clone_missing(hub, workspace, intent, sandbox).await?;
+    copy::fork::enter_branch(sandbox, intent).await?;
     let files = Beneath::open(&sandbox.files()).map_err(trouble)?;
     let user = &sandbox.accounts.user;
     for dir in [".home", ".envforge", ".envforge/env"] {

@@ -397,6 +397,7 @@ pub async fn wipe(installation: &Installation) -> Result<()> {
         }
     }
     // What people made may be deeper than the one who removes the home can walk.
+    removal::remove(&installation.home.join("snapshots"))?;
     removal::remove(&installation.home.join("workspaces"))?;
     installation.release()
 }
