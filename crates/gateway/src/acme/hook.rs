@@ -157,12 +157,15 @@ impl Said {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
+    use std::{fs, time::Instant};
 
     fn hook(dir: &Path, script: &str) -> PathBuf {
-        let program = dir.join("hook");
-        fs::write(&program, format!("#!/bin/sh\ncd \"$(dirname \"$0\")\"\n{script}\n")).expect("written");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("made a program");
+        let (text, program) = (dir.join("text"), dir.join("hook"));
+        fs::write(&text, format!("#!/bin/sh\ncd \"$(dirname \"$0\")\"\n{script}\n")).expect("written");
+        // Copied by another program: what other threads start in this moment would hold a file that is being written
+        // here, and a file that is held for writing cannot be run.
+        let install = std::process::Command::new("install").args(["-m", "700"]).args([&text, &program]).status();
+        assert!(install.expect("install runs").success());
         find(&program).expect("a program")
     }
 
