@@ -220,6 +220,11 @@ fn a_fork_of_a_workspace_that_is_written_to_has_a_prefix_at_one_cut_and_no_conne
     local.ok(&["wake", "try-3", "--wait"]);
     it.found("try-3");
 
+    // From inside, the workspace may be left out; it is the source, and its owner the owner of the copy.
+    let said = local.inside_ok("try-3", "envforge fork try-6");
+    assert!(said.starts_with("forked try-3 to try-6 in "), "{said}");
+    local.wait_healthy("try-6");
+
     // Names that are taken are refused, and nothing is left of a fork that cannot be.
     for taken in [&["fork", "source", "try-2"][..], &["fork", "source", "try-4", "--branch", "feature/three"]] {
         assert_eq!(local.run(taken).status.code(), Some(1), "{taken:?}");
@@ -364,4 +369,37 @@ fn a_fork_that_finds_no_space_fails_with_the_reason_and_leaves_the_source_as_it_
     local.ok(&["fork", "source", "try-2"]);
     local.wait_healthy("try-2");
     it.found("try-2");
+}
+
+/// The file system shares extents: the cluster stands still with everything else and is cloned.
+fn on_an_image(kind: &str) {
+    let binary = Path::new(env!("CARGO_BIN_EXE_envforge"));
+    let Some(local) = Local::start_on_image(binary, kind, 1024) else { return };
+    let it = Written::on(local);
+    let local = &it.local;
+    local.inside_ok("source", "head -c 50000000 /dev/urandom > /workspace/large");
+    let pid = it.writes("source");
+    local.json(&["fork", "source", "try-2"]);
+    local.wait_healthy("try-2");
+    it.found("try-2");
+    let sums = |workspace| local.inside_ok(workspace, "sha256sum < /workspace/large");
+    assert_eq!(sums("source"), sums("try-2"));
+    let made = local.json(&["snapshot", "create", "source"]);
+    let snapshot = made["snapshot"].as_str().expect("an id");
+    assert_eq!(it.writes("source"), pid, "nothing of the source was restarted");
+    it.in_database("source", "delete from t");
+    local.ok(&["snapshot", "restore", "source", snapshot, "--yes"]);
+    local.wait_healthy("source");
+    it.found("source");
+    it.assert_nothing_is_left();
+}
+
+#[test]
+fn on_xfs_a_fork_and_a_snapshot_are_at_one_cut_as_well() {
+    on_an_image("xfs");
+}
+
+#[test]
+fn on_btrfs_a_fork_and_a_snapshot_are_at_one_cut_as_well() {
+    on_an_image("btrfs");
 }

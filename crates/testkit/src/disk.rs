@@ -5,6 +5,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// A mounted file system in memory; gone when dropped.
@@ -25,6 +26,31 @@ impl SmallDisk {
         let mounted = mount(Some("small"), at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()));
         if let Err(error) = mounted {
             let _ = writeln!(std::io::stderr(), "skipped: a small file system cannot be mounted here ({error})");
+            return None;
+        }
+        Some(Self { at: at.to_owned() })
+    }
+
+    /// Mounts one of a kind (`xfs`, `btrfs`) and so many MiB, that lies in a file beside the new directory. `None`, said
+    /// on standard error, where it cannot be made or mounted.
+    ///
+    /// # Panics
+    /// When directory or file cannot be made.
+    #[must_use]
+    pub fn image(at: &Path, kind: &str, mib: u64) -> Option<Self> {
+        fs::create_dir(at).expect("make a directory");
+        let image = at.with_extension(kind);
+        fs::File::create(&image).and_then(|file| file.set_len(mib << 20)).expect("make a file");
+        let ran = |program: &str, args: &[&std::ffi::OsStr]| {
+            let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+            Command::new(program).env("PATH", path).args(args).output().is_ok_and(|out| out.status.success())
+        };
+        let mkfs = format!("mkfs.{kind}");
+        let options = ["-o", "loop", "-t", kind].map(std::ffi::OsStr::new);
+        let mounted = ran(&mkfs, &["-q".as_ref(), image.as_ref()])
+            && ran("mount", &[options.as_slice(), &[image.as_ref(), at.as_ref()]].concat());
+        if !mounted {
+            let _ = writeln!(std::io::stderr(), "skipped: no {kind} can be made and mounted here ({mkfs}, as root)");
             return None;
         }
         Some(Self { at: at.to_owned() })

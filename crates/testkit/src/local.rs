@@ -120,8 +120,21 @@ impl Local {
     /// When it does not start.
     #[must_use]
     pub fn start_on_small_disk(binary: &Path, mib: u32, parts: &[&str]) -> Option<Self> {
+        Self::start_on_disk(binary, parts, |at| SmallDisk::mount(at, mib))
+    }
+
+    /// The same with the whole home on a file system of a kind (`xfs`, `btrfs`) and so many MiB.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_on_image(binary: &Path, kind: &str, mib: u64) -> Option<Self> {
+        Self::start_on_disk(binary, &[], |at| SmallDisk::image(at, kind, mib))
+    }
+
+    fn start_on_disk(binary: &Path, parts: &[&str], make: impl FnOnce(&Path) -> Option<SmallDisk>) -> Option<Self> {
         let mut local = Self::unstarted(binary, None);
-        let disk = SmallDisk::mount(&local.dir.path().join("disk"), mib)?;
+        let disk = make(&local.dir.path().join("disk"))?;
         let link = |name: &str, from: PathBuf| {
             let to = disk.at().join(name);
             fs::create_dir(&to).expect("make a directory");
