@@ -92,8 +92,9 @@ async fn keep(hub: &Arc<Hub>, gateway: &Gateway) -> std::convert::Infallible {
                 let (begun, ends) = (Instant::now(), Arc::clone(hub));
                 let ended = tunnel::serve(connection, move |what| connect(Arc::clone(&ends), what)).await;
                 let lasted = begun.elapsed();
-                if let Err(error) = &ended {
-                    tracing::warn!(gateway = gateway.number, %error, "the tunnel broke");
+                match &ended {
+                    Ok(()) => tracing::info!(gateway = gateway.number, "the tunnel has ended"),
+                    Err(error) => tracing::warn!(gateway = gateway.number, %error, "the tunnel broke"),
                 }
                 ended.map_or_else(|_: Broken| Went::Broke(lasted), |()| Went::Ended(lasted))
             }
