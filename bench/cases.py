@@ -202,9 +202,9 @@ def fork(installation, report, given):
     rows = given.fork_mib * 1024
     fill = f"create table big as select n, repeat(md5(n::text), 30) as text from generate_series(1, {rows}) n"
     load = "while :; do psql $DATABASE_URL -qc 'update big set text = md5(text) || text where n % 97 = 0' || exit; done"
-    sql = ["run", "fork", "--service", "web", "--", "sh", "-c", f"psql $DATABASE_URL -qc \"{fill}\""]
+    sql = ["run", "fork", "--service", "api", "--", "sh", "-c", f"psql $DATABASE_URL -qc \"{fill}\""]
     installation.run(*sql)
-    installation.run("run", "fork", "--service", "web", "--detach", "--", "sh", "-c", load)
+    installation.run("run", "fork", "--service", "api", "--detach", "--", "sh", "-c", load)
     data = installation.home / "workspaces" / installation.json("status", "fork")["id"]
     product, floor, stalls = [], [], []
     try:
