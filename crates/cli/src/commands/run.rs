@@ -97,6 +97,9 @@ fn receipt_line(receipt: &CommandView) -> String {
     format!("{} {} {}{code}{took}{reason}", receipt.id, receipt.kind, receipt.state)
 }
 
+/// How long a run's record may take to say what its host said: a control plane that is away longer tells it later.
+const RECORDED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Follows the output of one run.
 struct Follower<'a> {
     context: &'a Context,
@@ -138,11 +141,7 @@ impl Follower<'_> {
                             }
                             Ok(Frame::Control(Control::Exit { code })) => return Ok(Some(Some(code))),
                             Ok(Frame::Control(Control::Failed { problem })) => {
-                                return if self.record().await?.state.is_final() {
-                                    Ok(Some(None))
-                                } else {
-                                    Err(problem)
-                                };
+                                return if self.is_recorded().await { Ok(Some(None)) } else { Err(problem) };
                             }
                             Ok(Frame::Control(Control::Progress { message })) => {
                                 if let Some(progress) = &progress {
@@ -179,6 +178,12 @@ impl Follower<'_> {
         *shown += bytes.len();
         // With --json, standard output is the receipt's alone.
         if error || self.context.out.json { self.context.out.stderr(bytes) } else { self.context.out.stdout(bytes) }
+    }
+
+    /// Whether the run's end is in its record, which hears of it a moment after who follows the output.
+    async fn is_recorded(&self) -> bool {
+        let ended = async { wait::until_final(self.context, self.record().await?).await };
+        matches!(tokio::time::timeout(RECORDED_WITHIN, ended).await, Ok(Ok(_)))
     }
 
     async fn record(&self) -> Result<CommandView, Problem> {
