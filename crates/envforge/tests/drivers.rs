@@ -68,7 +68,7 @@ trait Subject {
 
     /// The main process of its server.
     fn server(&self, seat: &Seat) -> Option<i32> {
-        let name = resources::driver(self.kind()).expect("a driver").name();
+        let name = resources::driver(self.kind()).name();
         seat.sandbox.cgroups.runtime_child(&format!("resources/{name}")).expect("a group").main_pid()
     }
 }
@@ -265,7 +265,7 @@ impl Subject for Postgres {
     fn before<'a>(&'a self, rig: &'a Rig) -> LocalBoxFuture<'a, ()> {
         Box::pin(async {
             let templates = rig.installation.home.join("templates");
-            resources::postgres::ensure_template(&rig.installation, &templates).await.expect("a template");
+            resources::postgres::template::ensure(&rig.installation, &templates).await.expect("a template");
         })
     }
 

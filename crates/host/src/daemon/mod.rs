@@ -23,6 +23,7 @@ pub mod storage;
 pub mod streams;
 pub mod supervisor;
 pub mod tunnel;
+mod values;
 
 use crate::{
     resources::{
@@ -177,7 +178,7 @@ async fn sleep_all(hub: &Hub, reason: &str) {
 pub(crate) async fn ensure_database_template(hub: &Hub) -> Result<(), Trouble> {
     static ONCE: Mutex<()> = Mutex::const_new(());
     let _alone = ONCE.lock().await;
-    postgres::ensure_template(&hub.installation, &hub.templates()).await
+    postgres::template::ensure(&hub.installation, &hub.templates()).await
 }
 
 /// What a keeper has to know before it starts the parts of a local installation.

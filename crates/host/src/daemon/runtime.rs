@@ -4,12 +4,10 @@
 use super::{
     hub::{Hub, Workspace},
     shell,
+    values::{self, Values},
 };
 use crate::{
-    resources::{
-        self,
-        storage::{Keyring, Place},
-    },
+    resources::{self, storage::Place},
     supervise::{
         protocol::{ProcessSpec, ResourceSpec, RuntimeSpec, SeedStep, SetupStep, VERSION},
         redact::Redactor,
@@ -24,7 +22,7 @@ use crate::{
 };
 use envforge_api::{
     host::{DesiredRuntime, WorkspaceIntent},
-    ids::{RuntimeInstanceId, WorkspaceId},
+    ids::RuntimeInstanceId,
     names::ServiceName,
     problem::Diagnostic,
     resource::{ResourceKind, ResourceMode},
@@ -32,10 +30,8 @@ use envforge_api::{
     states::Trouble,
 };
 use envforge_manifest::{EnvValue, Layer, Resolution, ResolvedResource, ResolvedService, resolve};
-use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -100,146 +96,6 @@ impl Description {
     }
 }
 
-/// Values of managed resources that the host made up: `state/resources.json`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Values {
-    #[serde(default)]
-    passwords: BTreeMap<ResourceKind, Secret>,
-    /// Of databases that a service has for itself.
-    #[serde(default)]
-    passwords_of_services: BTreeMap<ServiceName, Secret>,
-    /// Numbers of the Redis databases that services have for themselves. None is ever given to another.
-    #[serde(default)]
-    numbers: BTreeMap<ResourceKind, BTreeMap<ServiceName, u16>>,
-    /// Names the data of this workspace: new data has a new name.
-    #[serde(default)]
-    data: String,
-    /// How often the data of one resource was made anew.
-    #[serde(default)]
-    resets: BTreeMap<ResourceKind, u32>,
-    #[serde(default)]
-    storage: Keyring,
-}
-
-impl Values {
-    /// Makes up what is missing.
-    fn complete(&mut self, workspace: &WorkspaceId, resources: &[ResolvedResource]) {
-        self.passwords.entry(ResourceKind::Database).or_insert_with(|| Secret::random(20));
-        if self.data.is_empty() {
-            self.data = Secret::random(10).expose().to_owned();
-        }
-        let managed = |r: &&ResolvedResource| r.kind == ResourceKind::Storage && r.mode == ResourceMode::Managed;
-        resources.iter().filter(managed).for_each(|r| self.storage.complete(workspace, r.service.as_ref()));
-        for (kind, service) in resources.iter().filter_map(|r| Some((r.kind, r.service.clone()?))) {
-            match kind {
-                ResourceKind::Database => {
-                    self.passwords_of_services.entry(service).or_insert_with(|| Secret::random(20));
-                }
-                ResourceKind::Cache | ResourceKind::Queue => {
-                    let given = self.numbers.values().flat_map(BTreeMap::values).max();
-                    let next = given.map_or(resources::SHARED_NUMBERS, |last| last + 1);
-                    self.numbers.entry(kind).or_default().entry(service).or_insert(next);
-                }
-                ResourceKind::Storage | ResourceKind::Mail => {}
-            }
-        }
-    }
-
-    fn fields(&self, kind: ResourceKind, service: Option<&ServiceName>) -> BTreeMap<String, Secret> {
-        let none = Secret::new(String::new());
-        let (password, number) = match service {
-            None => (self.passwords.get(&kind), Some(u16::from(kind == ResourceKind::Queue))),
-            Some(service) => (
-                self.passwords_of_services.get(service),
-                self.numbers.get(&kind).and_then(|of| of.get(service)).copied(),
-            ),
-        };
-        let (password, number) = (password.unwrap_or(&none), number.unwrap_or_default());
-        resources::fields(kind, resources::Part { service, password, number })
-    }
-
-    /// Names the data of these resources: other data has another name.
-    fn data_of(&self, kinds: impl IntoIterator<Item = ResourceKind>) -> String {
-        let mut name = self.data.clone();
-        for kind in kinds {
-            if let Some(times) = self.resets.get(&kind) {
-                name.push_str(&format!(" {kind} {times}"));
-            }
-        }
-        name
-    }
-
-    /// What must not be shown.
-    fn secrets(&self) -> impl Iterator<Item = &Secret> {
-        let of_storage = self.storage.all().map(|bucket| &bucket.keys.secret_key);
-        self.passwords.values().chain(self.passwords_of_services.values()).chain(of_storage)
-    }
-}
-
-fn values(sandbox: &Sandbox, resources: &[ResolvedResource]) -> Result<Values, SystemError> {
-    let known = read_values(&sandbox.dir);
-    let mut values = known.clone();
-    values.complete(&sandbox.workspace, resources);
-    if values != known {
-        let bytes = serde_json::to_vec(&values).unwrap_or_default();
-        files::write_durably(&values_path(&sandbox.dir), &bytes, 0o600)?;
-    }
-    Ok(values)
-}
-
-/// Has these resources made anew: whoever describes them from here on says so, and whoever starts their servers wipes them.
-///
-/// # Errors
-/// When the disk refuses; nothing is to be wiped then.
-pub(super) fn renew(sandbox_dir: &Path, kinds: &BTreeSet<ResourceKind>) -> Result<(), SystemError> {
-    let mut values = read_values(sandbox_dir);
-    for kind in kinds {
-        *values.resets.entry(*kind).or_default() += 1;
-    }
-    let bytes = serde_json::to_vec(&values).unwrap_or_default();
-    files::write_durably(&values_path(sandbox_dir), &bytes, 0o600)
-}
-
-/// The buckets of a workspace and their keys, as far as its host made them up already.
-#[must_use]
-pub(super) fn keyring(sandbox_dir: &Path) -> Keyring {
-    read_values(sandbox_dir).storage
-}
-
-/// What must not be shown of a workspace, as far as its host made it up already.
-#[must_use]
-pub(super) fn redactor(sandbox_dir: &Path) -> Redactor {
-    Redactor::new(read_values(sandbox_dir).secrets())
-}
-
-/// The fields of a managed resource, as far as its host made them up already.
-#[must_use]
-pub(super) fn fields_of(
-    sandbox_dir: &Path,
-    kind: ResourceKind,
-    service: Option<&ServiceName>,
-) -> BTreeMap<String, Secret> {
-    read_values(sandbox_dir).fields(kind, service)
-}
-
-fn read_values(sandbox_dir: &Path) -> Values {
-    let bytes = fs::read(values_path(sandbox_dir)).ok();
-    bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
-}
-
-/// The values of a copied workspace, from those of its source: what names the data stays, since that is the same (what was
-/// set up for it need not be set up again); everything that opens it is made anew.
-#[must_use]
-pub(super) fn values_of_copy(source: &[u8]) -> Vec<u8> {
-    let known: Values = serde_json::from_slice(source).unwrap_or_default();
-    let values = Values { numbers: known.numbers, data: known.data, resets: known.resets, ..Values::default() };
-    serde_json::to_vec(&values).unwrap_or_default()
-}
-
-fn values_path(sandbox_dir: &Path) -> PathBuf {
-    sandbox_dir.join("state").join("resources.json")
-}
-
 /// Reads the working tree and decides every value.
 ///
 /// # Errors
@@ -248,7 +104,7 @@ pub(super) async fn describe(intent: &WorkspaceIntent, sandbox: &Sandbox) -> Res
     let system = |e: SystemError| Trouble::new(e.to_string(), e.hint);
     let found = shell::read_manifests(sandbox, &intent.spec).await;
     let resolution = resolve(&intent.spec, &found, &shell::facts(intent));
-    let values = values(sandbox, &resolution.resources).map_err(system)?;
+    let values = values::complete(sandbox, &resolution.resources).map_err(system)?;
     let done = read_done(&sandbox.dir, Layer::Runtime);
     let each = |r| resource(r, &values, &done, sandbox, intent.storage_url.as_deref());
     let resources: Vec<ResourceSpec> = resolution.resources.iter().map(each).collect();
@@ -269,17 +125,8 @@ fn resource(
     storage: Option<&str>,
 ) -> ResourceSpec {
     let kind = resolved.kind;
-    let not_here = || {
-        Trouble::new(
-            format!("this version provides no managed {kind}"),
-            format!("set `resources: {{ {kind}: disabled }}` in the project file, or make it `required: false`"),
-        )
-    };
     let blocked = match resolved.mode {
-        ResourceMode::Managed => match resources::driver(kind) {
-            Some(driver) => driver.program(Place::of(sandbox).home()).err(),
-            None => Some(not_here()),
-        },
+        ResourceMode::Managed => resources::driver(kind).program(Place::of(sandbox).home()).err(),
         ResourceMode::Disabled => None,
         ResourceMode::Provided | ResourceMode::Cloud => Some(Trouble::new(
             format!("{kind} is {}, which this version does not do", resolved.mode),
@@ -287,11 +134,7 @@ fn resource(
         )),
     };
     let fields = match resolved.mode {
-        ResourceMode::Managed if kind == ResourceKind::Storage => {
-            let bucket = values.storage.bucket(resolved.service.as_ref());
-            bucket.map(|bucket| bucket.fields(storage)).unwrap_or_default()
-        }
-        ResourceMode::Managed => values.fields(kind, resolved.service.as_ref()),
+        ResourceMode::Managed => values.fields(kind, resolved.service.as_ref(), storage),
         ResourceMode::Provided | ResourceMode::Cloud | ResourceMode::Disabled => BTreeMap::new(),
     };
     let seeds = resolved.seeds.iter().map(|seed| SeedStep {
@@ -301,7 +144,7 @@ fn resource(
         digest: values.data_of([kind]),
     });
     let seeds = seeds.filter(|seed| done.get(&seed.name) != Some(&seed.digest)).collect();
-    let reset = values.resets.get(&kind).copied().unwrap_or_default();
+    let reset = values.resets(kind);
     ResourceSpec { resource: resolved.clone(), fields, blocked, seeds, reset }
 }
 
@@ -492,67 +335,6 @@ pub(super) fn stopped_processes(processes: &[ProcessSpec], stopped: &BTreeSet<Se
 #[cfg(test)]
 mod tests {
     use super::*;
-    use envforge_api::resource::ResourceScope;
-
-    #[test]
-    fn what_a_service_has_for_itself_keeps_its_names_and_is_no_other_s() {
-        let resource = |kind, service: Option<&str>| ResolvedResource {
-            kind,
-            mode: ResourceMode::Managed,
-            scope: ResourceScope::Service,
-            service: service.map(|name| name.parse().expect("a name")),
-            consumers: vec![],
-            extensions: vec![],
-            seeds: vec![],
-        };
-        let of = |service| {
-            [ResourceKind::Cache, ResourceKind::Queue, ResourceKind::Database].map(|kind| resource(kind, service))
-        };
-        let mut values = Values::default();
-        let id = WorkspaceId::generate();
-        values.complete(&id, &of(Some("web-b")));
-        let first = values.clone();
-        // A service that is gone for a while, and back later, finds what it left.
-        values.complete(&id, &of(Some("api")));
-        values.complete(&id, &[of(None), of(Some("web-b"))].concat());
-        let url = |values: &Values, kind, service: Option<&str>| {
-            let service = service.map(|name| name.parse().expect("a name"));
-            values.fields(kind, service.as_ref())["url"].expose().to_owned()
-        };
-        let all = [None, Some("web-b"), Some("api")];
-        let urls = all.map(|service| {
-            [ResourceKind::Cache, ResourceKind::Queue, ResourceKind::Database].map(|kind| url(&values, kind, service))
-        });
-        assert_eq!(urls.as_flattened().iter().collect::<BTreeSet<_>>().len(), 9, "each has its own: {urls:?}");
-        assert_eq!(
-            url(&first, ResourceKind::Database, Some("web-b")),
-            url(&values, ResourceKind::Database, Some("web-b"))
-        );
-        assert!(urls[1][2].starts_with("postgres://app_web_b:") && urls[1][2].ends_with("@localhost:5432/app_web_b"));
-        assert_eq!(&urls[0][..2], ["redis://localhost:6379/0", "redis://localhost:6379/1"]);
-        assert_eq!(values.secrets().count(), 3);
-    }
-
-    #[test]
-    fn a_copy_has_its_data_under_the_same_names_and_credentials_of_its_own() {
-        let shared = ResolvedResource {
-            kind: ResourceKind::Database,
-            mode: ResourceMode::Managed,
-            scope: ResourceScope::Workspace,
-            service: None,
-            consumers: vec![],
-            extensions: vec![],
-            seeds: vec![],
-        };
-        let mut source = Values::default();
-        source.complete(&WorkspaceId::generate(), std::slice::from_ref(&shared));
-        let copied = values_of_copy(&serde_json::to_vec(&source).expect("JSON"));
-        let mut copy: Values = serde_json::from_slice(&copied).expect("values");
-        copy.complete(&WorkspaceId::generate(), &[shared]);
-        assert_eq!((&copy.data, &copy.numbers), (&source.data, &source.numbers));
-        assert_ne!(copy.passwords, source.passwords);
-        assert!(copy.secrets().all(|secret| !source.secrets().any(|of| of == secret)));
-    }
 
     #[test]
     fn values_in_env_files_are_read_back_as_they_are() {

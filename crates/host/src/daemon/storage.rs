@@ -3,7 +3,7 @@
 
 use super::{
     hub::{Hub, Workspace},
-    runtime,
+    values::Values,
 };
 use crate::{
     resources::storage::{External, Place, Root, keeper, objects, s3::Client, trouble, users},
@@ -89,8 +89,8 @@ pub(super) async fn keep(hub: Arc<Hub>, stop: CancellationToken) {
 /// A connection to the server for a request that one of the workspace's keys signed.
 pub(super) async fn presigned(hub: &Hub, workspace: &Workspace, asked: &Presigned) -> Result<Dialled, NotOpened> {
     let dir = hub.installation.workspace_dir(&workspace.id);
-    let ring = runtime::keyring(&dir);
-    let right = ring.secret(&asked.access_key).is_some_and(|secret| asked.is_signed_with(secret));
+    let values = Values::of(&dir);
+    let right = values.keyring().secret(&asked.access_key).is_some_and(|secret| asked.is_signed_with(secret));
     if !right {
         return Err(NotOpened::Refused);
     }
@@ -114,7 +114,7 @@ pub(super) async fn presigned(hub: &Hub, workspace: &Workspace, asked: &Presigne
 /// # Errors
 /// When the server cannot be had: what it holds would stay.
 pub(super) async fn remove(hub: &Hub, dir: &Path) -> Result<(), Trouble> {
-    let (place, ring) = (place(hub), runtime::keyring(dir));
+    let (place, ring) = (place(hub), Values::of(dir).keyring().clone());
     if ring.all().next().is_none() || !place.was_used() {
         return Ok(());
     }
@@ -138,7 +138,8 @@ pub async fn copy(home: &Path, to: &External, say: impl Fn(&str)) -> Result<(), 
         return Err(Trouble::new("the host uses this very server already", "name the one to copy to"));
     }
     let workspaces = std::fs::read_dir(installation.home.join("workspaces")).into_iter().flatten().flatten();
-    let mut rings: Vec<_> = workspaces.map(|entry| (entry.file_name(), runtime::keyring(&entry.path()))).collect();
+    let mut rings: Vec<_> =
+        workspaces.map(|entry| (entry.file_name(), Values::of(&entry.path()).keyring().clone())).collect();
     rings.sort_by(|(one, _), (other, _)| one.cmp(other));
     ensure(&place).await?;
     let from = Root::reach(&place).await?;

@@ -120,14 +120,14 @@ pub trait Watch: std::fmt::Debug {
     fn work(&mut self) -> LocalBoxFuture<'_, Option<String>>;
 }
 
-/// The driver of a managed resource; `None` for kinds that no server of this version provides.
+/// The driver of a managed resource.
 #[must_use]
-pub fn driver(kind: ResourceKind) -> Option<Box<dyn Driver>> {
+pub fn driver(kind: ResourceKind) -> Box<dyn Driver> {
     match kind {
-        ResourceKind::Database => Some(Box::new(postgres::Postgres)),
-        ResourceKind::Cache | ResourceKind::Queue => Some(Box::new(redis::Redis)),
-        ResourceKind::Storage => Some(Box::new(storage::Storage)),
-        ResourceKind::Mail => Some(Box::new(mail::Mailpit)),
+        ResourceKind::Database => Box::new(postgres::Postgres),
+        ResourceKind::Cache | ResourceKind::Queue => Box::new(redis::Redis),
+        ResourceKind::Storage => Box::new(storage::Storage),
+        ResourceKind::Mail => Box::new(mail::Mailpit),
     }
 }
 

@@ -20,6 +20,7 @@ mod resource;
 pub mod runs;
 mod runtime;
 mod seed;
+mod server;
 mod service;
 pub mod setup;
 mod sleep;

@@ -1,71 +1,42 @@
 //! A resource whose server is not the workspace's own: this supervisor, which lives in the workspace's network, listens
 //! in its place and carries every connection to the one that the server's keeper hands out.
 
-use super::{
-    events::Event,
-    resource::{prepare, wait_until_it_answers},
-    runtime::Shared,
-};
-use crate::resources::{
-    Context, Driver,
-    storage::{Place, keeper},
-};
+use super::{events::Event, runtime::Shared};
+use crate::resources::storage::{Place, keeper};
 use envforge_api::{resource::ResourceKind, states::Trouble};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    rc::Rc,
     time::Duration,
 };
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
-    sync::watch,
     task::JoinSet,
 };
 
-/// Serves until the server is lost.
+/// Serves until the server is lost; `prepared` is begun once there is one, and does not end by itself.
 ///
 /// # Errors
-/// When it cannot be had or prepared.
+/// When it cannot be had, or what `prepared` says.
 pub(super) async fn run(
-    driver: &dyn Driver,
+    server: &'static str,
     place: &Place,
     run: u64,
-    mut contexts: watch::Receiver<Context>,
-    shared: &Rc<Shared>,
+    prepared: impl Future<Output = Result<(), Trouble>>,
+    shared: &Shared,
 ) -> Result<(), Trouble> {
-    let name = driver.name();
-    let context = contexts.borrow_and_update().clone();
-    driver.ensure(&context).await?;
     // Ends with this, and what is carried with it.
     let mut listening = JoinSet::new();
     listen(place, &mut listening).await?;
     let mut need = keeper::Need::ready(place).await?;
-    let mut serves = false;
-    let ready = async {
-        prepare(driver, shared, &context).await?;
-        wait_until_it_answers(driver, &context).await?;
-        serves = true;
-        shared.tell(Event::ServerReady { server: name, run });
-        while contexts.changed().await.is_ok() {
-            let context = contexts.borrow_and_update().clone();
-            shared.tell(match prepare(driver, shared, &context).await {
-                Ok(()) => Event::ServerReady { server: name, run },
-                Err(trouble) => Event::ServerUnprepared { server: name, run, trouble },
-            });
+    tokio::select! {
+        failed = prepared => failed,
+        () = need.lost() => {
+            shared.tell(Event::ServerEnded { server, run });
+            Ok(())
         }
-        std::future::pending::<Result<(), Trouble>>().await
-    };
-    let lost = tokio::select! {
-        failed = ready => return failed,
-        () = need.lost() => Trouble::new("the storage server ended", "it is started again by itself"),
-    };
-    if serves {
-        shared.tell(Event::ServerEnded { server: name, run });
-        return Ok(());
     }
-    Err(lost)
 }
 
 async fn listen(place: &Place, into: &mut JoinSet<()>) -> Result<(), Trouble> {

@@ -1,24 +1,15 @@
-//! Resource servers of a runtime: made, started or adopted, prepared, restarted, stopped. What a server is, its
-//! driver knows; one server may back several resources (a Redis is cache and queue).
+//! Resource servers of a runtime, as it keeps account of them: which there are, what state each is in, when one is started
+//! again. One server may back several resources (a Redis is cache and queue); its process is in [`super::server`].
 
 use super::{
     events::Event,
-    health, logs, process,
     protocol::{ResourceSpec, RuntimeSpec},
-    reset,
     runtime::{Runtime, Shared},
-    seed,
+    server::{self, driver_of},
 };
 use crate::{
-    resources::{Context, Driver, Share, driver},
-    system::{
-        SystemError, boot,
-        cgroup::Group,
-        disk, doors,
-        enter::{As, Entry, base_environment},
-        sandbox::DATA,
-        spawn::Stream,
-    },
+    resources::{Context, Share, driver},
+    system::{boot, disk},
 };
 use envforge_api::{
     host::ResourceReport,
@@ -27,21 +18,13 @@ use envforge_api::{
     stream::LogLevel,
     time::{BootMillis, Timestamp},
 };
-use nix::unistd::Pid;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    io::{self, Read},
-    os::unix::fs::OpenOptionsExt,
     rc::Rc,
     time::Duration,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
-/// How long a server may take until it answers; crash recovery of a large database takes its time.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a server may take to write down what it holds before it is killed.
-const SERVER_GRACE: Duration = Duration::from_secs(30);
 /// A server that cannot be started is tried again after this, doubling.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -77,10 +60,6 @@ impl Server {
     }
 }
 
-fn driver_of(server: &str) -> Option<Box<dyn Driver>> {
-    ResourceKind::ALL.iter().filter_map(|kind| driver(*kind)).find(|driver| driver.name() == server)
-}
-
 /// The servers that the spec's managed resources need.
 pub(super) fn servers(spec: &RuntimeSpec, shared: &Shared, now: Timestamp) -> BTreeMap<&'static str, Server> {
     let mut all: BTreeMap<&'static str, Server> = BTreeMap::new();
@@ -88,7 +67,7 @@ pub(super) fn servers(spec: &RuntimeSpec, shared: &Shared, now: Timestamp) -> BT
         if resource.blocked.is_some() || resource.resource.mode != ResourceMode::Managed {
             continue;
         }
-        let Some(driver) = driver(resource.resource.kind) else { continue };
+        let driver = driver(resource.resource.kind);
         let server = all.entry(driver.name()).or_insert_with(|| Server {
             specs: Vec::new(),
             context: watch::Sender::new(Context {
@@ -186,7 +165,7 @@ impl Runtime {
             let name = *name;
             // Ends with the server's process; what happens on the way is told to the loop.
             tokio::task::spawn_local(async move {
-                if let Err(trouble) = run_server(name, run, context, &shared).await {
+                if let Err(trouble) = server::run(name, run, context, &shared).await {
                     shared.tell(Event::ServerFailed { server: name, run, trouble });
                 }
             });
@@ -273,7 +252,10 @@ impl Runtime {
             return;
         }
         let sandbox = &self.shared.sandbox;
-        let trouble = if disk::has_no_space(&sandbox.dir) {
+        let is_the_host_s = driver_of(name).is_some_and(|driver| driver.relayed(&server.context.borrow()).is_some());
+        let trouble = if is_the_host_s {
+            Trouble::new(format!("the {name} server of this host ended"), "it is started again by itself")
+        } else if disk::has_no_space(&sandbox.dir) {
             let reason = format!("{name} ended before it answered, and there is no space left on the disk");
             Trouble::new(reason, disk::hint(&sandbox.dir))
         } else {
@@ -312,181 +294,4 @@ impl Runtime {
             server.state(ResourceState::Waking, None);
         }
     }
-}
-
-/// The group of a server's processes.
-pub(super) fn group_of(shared: &Shared, server: &str) -> Result<Group, Trouble> {
-    let group = shared.sandbox.cgroups.runtime_child(&format!("resources/{server}"));
-    group.map_err(|e| Trouble::new(e.to_string(), e.hint))
-}
-
-/// Makes, starts (or adopts) and prepares one server, then waits for its end.
-async fn run_server(
-    name: &'static str,
-    run: u64,
-    mut contexts: watch::Receiver<Context>,
-    shared: &Rc<Shared>,
-) -> Result<(), Trouble> {
-    let Some(driver) = driver_of(name) else { return Ok(()) };
-    let context = contexts.borrow_and_update().clone();
-    if let Some(place) = driver.relayed(&context) {
-        return super::relay::run(driver.as_ref(), &place, run, contexts, shared).await;
-    }
-    let program = driver.program(context.home())?;
-    let group = group_of(shared, name)?;
-    let adopted = group.main_pid();
-    let mut child = None;
-    let pid = match adopted {
-        Some(pid) => pid,
-        None => {
-            driver.ensure(&context).await?;
-            let entry = Entry::new(&shared.sandbox, As::Resource, &group, DATA);
-            let mut argv = vec![program.to_string_lossy().into_owned()];
-            argv.extend(driver.arguments(&context));
-            let environment = base_environment(&shared.sandbox.accounts.resource);
-            // Output goes to a file, not to a pipe: the server outlives this supervisor.
-            let out = raw_output(shared, name).and_then(|out| Ok((out.try_clone()?, out)));
-            let (out, again) = out.map_err(|e| {
-                let error = SystemError::new("write its log", e).on_disk(&shared.sandbox.dir);
-                Trouble::new(error.to_string(), error.hint)
-            })?;
-            let streams = [Stream::Null, Stream::Given(out.into()), Stream::Given(again.into())];
-            let started = entry.start(&argv, &environment, streams, false);
-            let started = started
-                .map_err(|e| Trouble::new(format!("cannot start {name}: {e}"), "is the workspace at its limits?"))?;
-            let pid = started.id().and_then(|id| i32::try_from(id).ok()).unwrap_or(0);
-            child = Some(started);
-            pid
-        }
-    };
-    let copying = tokio::task::spawn_local(follow_output(Rc::clone(shared), name));
-    let ended = async {
-        match &mut child {
-            Some(child) => {
-                let _ = child.wait().await;
-            }
-            // One that cannot be watched is taken for gone: what is left of it is ended below.
-            None => drop(doors::wait_for_end(pid).await),
-        }
-        // Helpers of a server that was killed hold its files: nothing new starts before they are gone.
-        let leftovers = tokio::time::timeout(Duration::from_millis(200), group.wait_empty()).await;
-        if leftovers.is_err() {
-            process::end(&group).await;
-        }
-    };
-    let ready = async {
-        wait_until_it_answers(driver.as_ref(), &context).await?;
-        prepare(driver.as_ref(), shared, &context).await?;
-        loop {
-            let context = contexts.borrow_and_update().clone();
-            let filled = async {
-                prepare(driver.as_ref(), shared, &context).await?;
-                seed::fill(shared, &context).await
-            };
-            let told = match filled.await {
-                Ok(()) => Event::ServerReady { server: name, run },
-                Err(trouble) => Event::ServerUnprepared { server: name, run, trouble },
-            };
-            // Of what is asked for by now it says nothing.
-            if contexts.has_changed().is_ok_and(|changed| changed) {
-                continue;
-            }
-            shared.tell(told);
-            if contexts.changed().await.is_err() {
-                break;
-            }
-        }
-        std::future::pending::<Result<(), Trouble>>().await
-    };
-    let outcome = tokio::select! {
-        () = ended => {
-            shared.tell(Event::ServerEnded { server: name, run });
-            Ok(())
-        }
-        failed = ready => {
-            process::stop(&group, Duration::from_secs(5)).await;
-            failed
-        }
-    };
-    copying.abort();
-    outcome
-}
-
-/// Has the server hold what is asked for, and nothing of what was to be wiped.
-pub(super) async fn prepare(driver: &dyn Driver, shared: &Shared, context: &Context) -> Result<(), Trouble> {
-    let due = reset::due(shared, context);
-    reset::wipe(driver, context, &due).await?;
-    driver.prepare(context).await?;
-    reset::done(shared, &due)
-}
-
-pub(super) async fn wait_until_it_answers(driver: &dyn Driver, context: &Context) -> Result<(), Trouble> {
-    let begun = Instant::now();
-    while !driver.answers(context).await {
-        if begun.elapsed() > PATIENCE {
-            let reason = format!("{} does not answer after {} s", driver.name(), PATIENCE.as_secs());
-            return Err(Trouble::new(reason, "its log may say why; it is tried again by itself"));
-        }
-        tokio::time::sleep(health::next_pause(begun.elapsed(), health::SLOWEST_START)).await;
-    }
-    Ok(())
-}
-
-fn raw_path(shared: &Shared, server: &str) -> std::path::PathBuf {
-    shared.sandbox.dir.join("logs").join(format!("{server}.raw"))
-}
-
-fn raw_output(shared: &Shared, server: &str) -> io::Result<fs::File> {
-    fs::OpenOptions::new().create(true).append(true).mode(0o600).open(raw_path(shared, server))
-}
-
-/// Copies what a server appends to its file into the log, and empties the file when it was read to the end.
-async fn follow_output(shared: Rc<Shared>, server: &'static str) {
-    const PAUSE: Duration = Duration::from_millis(500);
-    loop {
-        drain_output(&shared, server);
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
-/// Octets of output moved at once; more is dropped.
-const MOST_OUTPUT: u64 = 4 << 20;
-
-/// Moves whatever is in a server's output file into its log.
-pub(super) fn drain_output(shared: &Shared, server: &'static str) {
-    let path = raw_path(shared, server);
-    let Ok(about) = fs::metadata(&path) else { return };
-    if about.len() == 0 {
-        return;
-    }
-    let Ok(file) = fs::File::open(&path) else { return };
-    let mut bytes = Vec::new();
-    // What was written while nobody read may be long; its beginning is what tells why.
-    if file.take(MOST_OUTPUT).read_to_end(&mut bytes).is_err() {
-        return;
-    }
-    // Lines that arrive between reading and emptying would be lost; the file is appended to, so they are rare and
-    // the window is the time of one system call.
-    if let Ok(file) = fs::OpenOptions::new().write(true).open(&path) {
-        let _ = file.set_len(0);
-    }
-    for line in String::from_utf8_lossy(&bytes).lines() {
-        shared.logs.write(server, logs::level_of(line), line);
-    }
-}
-
-/// Ends a server in its own way, or by force when that takes too long.
-pub(super) async fn stop(shared: &Shared, server: &str, context: &Context) {
-    let Some(driver) = driver_of(server).filter(|driver| driver.relayed(context).is_none()) else { return };
-    let Ok(group) = group_of(shared, server) else { return };
-    if let Some(pid) = group.main_pid() {
-        let ended = async {
-            driver.stop(context, Pid::from_raw(pid)).await;
-            group.wait_empty().await
-        };
-        if matches!(tokio::time::timeout(SERVER_GRACE, ended).await, Ok(Ok(_))) {
-            return;
-        }
-    }
-    process::end(&group).await;
 }

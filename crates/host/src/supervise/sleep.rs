@@ -2,8 +2,9 @@
 
 use super::{
     events::Event,
-    process, resource,
+    process,
     runtime::{Phase, Runtime},
+    server,
 };
 use envforge_api::{stream::LogLevel, time::Timestamp};
 use std::rc::Rc;
@@ -34,11 +35,11 @@ impl Runtime {
                 }
             };
             tokio::join!(stop("services"), stop("runs"), stop("setup"));
-            let ends = servers.iter().map(|(server, context)| resource::stop(&shared, server, context));
+            let ends = servers.iter().map(|(server, context)| server::stop(&shared, server, context));
             futures_util::future::join_all(ends).await;
             process::end(&groups.runtime).await;
             for (server, _) in &servers {
-                resource::drain_output(&shared, server);
+                server::drain_output(&shared, server);
             }
             shared.tell(Event::Gone { reason });
         });

@@ -8,7 +8,7 @@ use super::{clear_away, system, take};
 use crate::{
     daemon::{
         hub::{Hub, Workspace},
-        runtime, shell,
+        shell, values,
     },
     resources::postgres,
     supervise::process,
@@ -125,7 +125,7 @@ async fn make(
     for name in super::cut::STATE {
         let Ok(bytes) = fs::read(half.join("state").join(name)) else { continue };
         let (name, bytes) = match name {
-            "resources.json" => (name, runtime::values_of_copy(&bytes)),
+            "resources.json" => (name, values::of_copy(&bytes)),
             // The cluster has it until it has its own.
             postgres::PASSWORD => (postgres::PASSWORD_BEFORE, bytes),
             postgres::PREPARED => continue,

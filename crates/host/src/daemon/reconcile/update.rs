@@ -4,7 +4,7 @@ use super::{Memory, change, set_up_behind};
 use crate::{
     daemon::{
         hub::{Hub, Reset, Workspace},
-        runtime, shell,
+        runtime, shell, values,
     },
     supervise::protocol::{Ask, ProcessSpec, ResetOrder, ResourceSpec, RuntimeSpec},
     system::{files, sandbox::Sandbox},
@@ -185,7 +185,7 @@ async fn begin_reset(
     }
     let made = spec.sandbox.clone();
     // From here on it is wiped whatever happens: by this runtime, or by the next one.
-    runtime::renew(&made.dir, &reset.kinds).map_err(|e| Trouble::new(e.to_string(), e.hint))?;
+    values::renew(&made.dir, &reset.kinds).map_err(|e| Trouble::new(e.to_string(), e.hint))?;
     let description = runtime::describe(intent, &made).await?;
     let of_kind = description.resources.iter().filter(|known| reset.kinds.contains(&known.resource.kind));
     let consumers: BTreeSet<&ServiceName> = of_kind.flat_map(|known| &known.resource.consumers).collect();

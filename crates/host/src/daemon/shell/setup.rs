@@ -4,7 +4,7 @@ use super::manifests::facts;
 use crate::{
     daemon::{
         hub::{Hub, Workspace},
-        runtime::redactor,
+        values::Values,
     },
     supervise::{
         logs::Logs,
@@ -67,7 +67,7 @@ pub async fn run_setup(
     super::show_faces(hub, workspace, &intent.spec, &found);
     let resolution = resolve(&intent.spec, &found, &facts(intent));
     // A step may print what lies in the workspace, the files of the services' environments among it.
-    let logs = Logs::new(sandbox.dir.join("logs"), redactor(&sandbox.dir));
+    let logs = Logs::new(sandbox.dir.join("logs"), Values::of(&sandbox.dir).redactor());
     let services = resolution.services.iter().filter(|s| s.setup.iter().any(|step| step.layer == Layer::Shell));
     let runs = services.map(|service| async {
         let outcome = run_service(hub, workspace, sandbox, &logs, service).await;

@@ -1,6 +1,6 @@
 //! The client of a resource: its program, and how it connects, in its environment alone.
 
-use crate::daemon::{hub::Workspace, runtime};
+use crate::daemon::{hub::Workspace, values::Values};
 use envforge_api::{
     problem::{Problem, ProblemKind},
     resource::{ResourceKind, ResourceMode},
@@ -23,7 +23,7 @@ pub(super) struct Program {
 /// When there is no such resource, or it is not ready.
 pub(super) fn of(workspace: &Workspace, dir: &Path, wanted: &ResourceClient) -> Result<Program, Problem> {
     ready(workspace, wanted)?;
-    let fields = runtime::fields_of(dir, wanted.kind, wanted.service.as_ref());
+    let fields = Values::of(dir).fields(wanted.kind, wanted.service.as_ref(), None);
     let field = |name: &str| fields.get(name).map(Secret::expose).unwrap_or_default().to_owned();
     let (argv, environment): (&[&str], &[(&str, &str)]) = match wanted.kind {
         ResourceKind::Database => (

@@ -1,0 +1,106 @@
+//! The superuser's way to a cluster, and what is said there.
+
+use super::{SOCKET, SUPERUSER, trouble};
+use crate::resources::Context;
+use envforge_api::{resource::ResourceKind, states::Trouble};
+use rustix::fs::{Mode, OFlags};
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
+
+/// The way to the cluster's socket, however long the path of the home is; it holds for as long as this is kept.
+#[derive(Debug)]
+pub(super) struct Door(OwnedFd);
+
+impl Door {
+    pub(super) fn open(context: &Context) -> io::Result<Self> {
+        Self::at(&context.sandbox.dir)
+    }
+
+    /// That of the workspace at `dir`.
+    pub(super) fn at(dir: &Path) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let path = dir.join("data").join(SOCKET);
+        Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
+    }
+
+    pub(super) async fn connect(&self, password: &str, database: &str) -> Result<PgConnection, sqlx::Error> {
+        let directory = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        PgConnection::connect_with(&options(&directory, password, database)).await
+    }
+}
+
+pub(super) fn options(directory: &str, password: &str, database: &str) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .socket(directory)
+        .port(ResourceKind::Database.port())
+        .username(SUPERUSER)
+        .password(password)
+        .database(database)
+        .ssl_mode(sqlx::postgres::PgSslMode::Disable)
+        .application_name("envforge")
+        // A statement that fails is not repeated in the log: it may hold a password.
+        .options([("log_min_error_statement", "panic")])
+}
+
+/// DDL takes no parameters. What is put in is of our own alphabets: passwords of a-z and 2-7, names of a-z, 0-9 and _.
+pub(super) async fn run(connection: &mut PgConnection, statement: String) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(connection).await.map(drop)
+}
+
+/// Drops every database and role that is not the cluster's own. The names are quoted by the server.
+pub(super) async fn drop_everything(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let databases =
+        "SELECT quote_ident(datname) FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1')";
+    for name in sqlx::query_scalar::<_, String>(databases).fetch_all(&mut *connection).await? {
+        // Its owner may have made it one from which others are copied, which cannot be dropped.
+        run(connection, format!("ALTER DATABASE {name} IS_TEMPLATE false")).await?;
+        run(connection, format!("DROP DATABASE {name} WITH (FORCE)")).await?;
+    }
+    let roles = "SELECT quote_ident(rolname) FROM pg_roles WHERE rolname <> current_user AND rolname !~ '^pg_'";
+    for name in sqlx::query_scalar::<_, String>(roles).fetch_all(&mut *connection).await? {
+        run(connection, format!("DROP OWNED BY {name} CASCADE")).await?;
+        run(connection, format!("DROP ROLE {name}")).await?;
+    }
+    Ok(())
+}
+
+/// In a copy no role can be entered with the password that it had: those that are used get another one.
+pub(super) async fn revoke_passwords(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let others = sqlx::query_scalar(
+        "SELECT quote_ident(rolname) FROM pg_authid WHERE rolpassword IS NOT NULL AND rolname <> $1",
+    );
+    let others: Vec<String> = others.bind(SUPERUSER).fetch_all(&mut *connection).await?;
+    for role in others {
+        run(connection, format!("ALTER ROLE {role} PASSWORD NULL")).await?;
+    }
+    Ok(())
+}
+
+/// A database with the role that owns it, made where it is missing.
+pub(super) async fn prepare_part(connection: &mut PgConnection, name: &str, password: &str) -> Result<(), sqlx::Error> {
+    let there = |sql: &'static str| sqlx::query(sql).bind(name);
+    if there("SELECT FROM pg_roles WHERE rolname = $1").fetch_optional(&mut *connection).await?.is_none() {
+        run(connection, format!("CREATE ROLE {name} LOGIN CREATEDB")).await?;
+    }
+    run(connection, format!("ALTER ROLE {name} LOGIN PASSWORD '{password}'")).await?;
+    if there("SELECT FROM pg_database WHERE datname = $1").fetch_optional(&mut *connection).await?.is_none() {
+        run(connection, format!("CREATE DATABASE {name} OWNER {name}")).await?;
+    }
+    // It is no other role's; said each time, since whoever made it may have been killed before.
+    run(connection, format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC")).await
+}
+
+pub(super) async fn add_extensions(connection: &mut PgConnection, extensions: &[String]) -> Result<(), Trouble> {
+    for extension in extensions {
+        let name = extension.replace('"', "");
+        run(connection, format!("CREATE EXTENSION IF NOT EXISTS \"{name}\"")).await.map_err(|e| {
+            let hint = "remove it from `extensions`, or install its package on the host";
+            trouble(&format!("add the extension {name}"), e, hint)
+        })?;
+    }
+    Ok(())
+}
