@@ -33,7 +33,7 @@ use tokio::{
 };
 
 /// What a gateway asks a host.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
     /// Which.
     pub workspace: WorkspaceId,
@@ -47,6 +47,25 @@ pub struct Ask {
     /// The storage server in the place of a port, for a request that was signed with a key of the workspace.
     #[serde(default)]
     pub presigned: Option<Presigned>,
+}
+
+impl Ask {
+    /// To a port, at once.
+    #[must_use]
+    pub const fn port(workspace: WorkspaceId, port: u16, token: Secret) -> Self {
+        Self { workspace, port, token, wait: None, presigned: None }
+    }
+
+    /// How long its answer may take beyond the usual.
+    #[must_use]
+    pub fn within(&self) -> Duration {
+        match (self.wait, &self.presigned) {
+            (Some(wait), _) => Duration::from_millis(wait.ms.into()),
+            // The server may just be started.
+            (None, Some(_)) => Duration::from_secs(5),
+            (None, None) => Duration::ZERO,
+        }
+    }
 }
 
 /// What is waited for.

@@ -4,6 +4,7 @@ use envforge_testkit::{
     elsewhere::{self, Elsewhere},
     fixture::Fixture,
     local::Local,
+    storage::{self, Stored},
     visitor::{self, Socket},
 };
 use serde_json::Value;
@@ -64,6 +65,40 @@ fn visitors_of_a_gateway_elsewhere_reach_and_wake_a_workspace_through_its_hosts_
     local.ok(&["revoke", text(&shared, "id")]);
     socket.wait_closed(Duration::from_secs(20));
     assert_eq!(visit("/").status, 404);
+}
+
+#[test]
+fn a_signed_address_leads_to_its_object_through_the_hosts_tunnel() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let binary = Path::new(env!("CARGO_BIN_EXE_envforge"));
+    let Some(stored) = Stored::start(binary, storage::seaweedfs(binary), &[]) else { return };
+    let local = &stored.local;
+    local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
+    let (listener, address) = elsewhere::listener();
+    dials(local, &format!("http://{address}"));
+    let elsewhere = Elsewhere::than(local);
+    let _gateway = elsewhere.gateway(listener);
+    local.wait_for("w", "ready again", |status| status["resources"][0]["state"] == "ready");
+    let origin = format!("http://storage--w--local.dev.localhost:{}", address.port());
+    let signed = stored.python(
+        "w",
+        &format!(
+            "public = client(endpoint='{origin}')\ntell([sign('put_object', Key='a'), sign('get_object', Key='a')])"
+        ),
+    );
+    let [put, get] = [0, 1].map(|n| signed[n].as_str().expect("an address"));
+    let much = "octets ".repeat(100_000);
+    assert_eq!(visitor::put(put, &much, &[]).status, 200);
+    let answer = visitor::get(get, &[]);
+    assert!(answer.status == 200 && answer.body == much, "{}", answer.status);
+    // One digit of the signature is another.
+    let last = if get.ends_with('0') { '1' } else { '0' };
+    let wrong = format!("{}{last}", &get[..get.len() - 1]);
+    assert_ne!(visitor::get(&wrong, &[]).status, 200);
+    local.ok(&["sleep", "w", "--wait"]);
+    assert_eq!(visitor::get(get, &[]).status, 503);
 }
 
 #[test]

@@ -252,17 +252,6 @@ tell({
 })
 "#;
 
-fn put(url: &str, body: &str, headers: &[(&str, &str)]) -> visitor::Answer {
-    use std::io::Write;
-    let length = body.len().to_string();
-    let mut all = headers.to_vec();
-    all.extend([("connection", "close"), ("content-length", &*length)]);
-    let mut stream = visitor::connect(url);
-    visitor::ask(&mut stream, "PUT", url, &all);
-    stream.write_all(body.as_bytes()).expect("sent");
-    visitor::read_answer(&mut std::io::BufReader::new(stream), false).expect("an answer")
-}
-
 /// Everything but the time of day.
 fn told(mut answer: visitor::Answer) -> visitor::Answer {
     answer.headers.retain(|(name, _)| name != "date");
@@ -285,10 +274,10 @@ fn signed_addresses_lead_to_their_object_while_it_is_awake_and_everything_else_g
         let named = visitor::get(&url("named"), &[]);
         assert_eq!(named.header("content-disposition"), Some("attachment; filename=\"a b.txt\""));
         assert_eq!(visitor::request("HEAD", &url("head"), &[]).status, 200);
-        assert_eq!(put(&url("put"), "from outside", &[]).status, 200);
+        assert_eq!(visitor::put(&url("put"), "from outside", &[]).status, 200);
         assert_eq!(visitor::get(&url("read put"), &[]).body, "from outside");
-        assert_eq!(put(&url("put typed"), "x", &[("content-type", "text/x-own")]).status, 200);
-        let part = put(&url("part"), &"p".repeat(100), &[]);
+        assert_eq!(visitor::put(&url("put typed"), "x", &[("content-type", "text/x-own")]).status, 200);
+        let part = visitor::put(&url("part"), &"p".repeat(100), &[]);
         let tag = part.header("etag").expect("a tag").replace('"', "");
         let finish = format!(
             "s3.complete_multipart_upload(Bucket=bucket, Key='large', UploadId='{}', MultipartUpload={{'Parts': [{{'ETag': '{tag}', 'PartNumber': 1}}]}})\n\
@@ -355,9 +344,9 @@ fn signed_addresses_lead_to_their_object_while_it_is_awake_and_everything_else_g
             nowhere
         );
         for header in [("x-amz-acl", "public-read"), ("x-amz-copy-source", "/x/y"), ("authorization", "x")] {
-            assert_eq!(told(put(&url("put"), "x", &[header])), nowhere, "{header:?}");
+            assert_eq!(told(visitor::put(&url("put"), "x", &[header])), nowhere, "{header:?}");
         }
-        assert_eq!(told(put(&url("get"), "x", &[])), nowhere, "signed for reading");
+        assert_eq!(told(visitor::put(&url("get"), "x", &[])), nowhere, "signed for reading");
         eventually("an end", || (told(visitor::get(&url("soon over"), &[])) == nowhere).then_some(()));
 
         // From inside, like every other address of the workspace.

@@ -1,11 +1,10 @@
 //! Connections to services: dialled through the host that carries them (by its socket on this machine, else by its
-//! tunnel), kept for the next request, and never used for
-//! another run of the runtime than the one they were made in.
+//! tunnel), kept for the next request, and never used for another run of the runtime than the one they were made in.
 
 use crate::{body::Asked, tunnels::Tunnels, wake::Woken};
 use envforge_api::{
     dial::{self, Ask, Wait},
-    gateway::Route,
+    gateway::{Dial, Route},
     generation::Generation,
     ids::{RuntimeInstanceId, WorkspaceId},
     tunnel::{NotOpened, Open},
@@ -113,16 +112,16 @@ impl Pool {
         if let Some(sender) = self.take(&route.workspace, woken, port) {
             return Ok(Upstream { sender, used: true });
         }
-        let (sender, _) = dial(&self.tunnels, route, port, None).await?;
+        let (sender, _) = self.dial(route, port, None).await?;
         Ok(Upstream { sender, used: false })
     }
 
     /// A new connection in place of one that turned out to be closed. A host whose tunnel went with it is waited for.
     pub(crate) async fn replace(&self, route: &Route, port: u16) -> Result<Upstream, NotOpened> {
-        let dialled = match dial(&self.tunnels, route, port, None).await {
+        let dialled = match self.dial(route, port, None).await {
             Err(NotOpened::Away) => {
                 drop(timeout(AGAIN, self.tunnels.arrival(&route.dial.host)).await);
-                dial(&self.tunnels, route, port, None).await
+                self.dial(route, port, None).await
             }
             outcome => outcome,
         };
@@ -139,20 +138,25 @@ impl Pool {
         within: Duration,
     ) -> Result<Woken, NotOpened> {
         let ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
-        let (sender, instance) = dial(&self.tunnels, route, port, Some(Wait { generation, ms })).await?;
+        let (sender, instance) = self.dial(route, port, Some(Wait { generation, ms })).await?;
         let woken = Woken::connected(instance.ok_or(NotOpened::Unknown)?);
         self.keep(&route.workspace, &woken, port, sender);
         Ok(woken)
     }
+
+    async fn dial(&self, route: &Route, port: u16, wait: Option<Wait>) -> Result<Connected, NotOpened> {
+        let ask = Ask::port(route.workspace.clone(), port, route.dial.token.clone());
+        open(&self.tunnels, &route.dial, Ask { wait, ..ask }).await
+    }
 }
 
-type Connected = (SendRequest<Asked>, Option<RuntimeInstanceId>);
+/// A connection, and the run of the runtime that it leads to.
+pub(crate) type Connected = (SendRequest<Asked>, Option<RuntimeInstanceId>);
 
-async fn dial(tunnels: &Tunnels, route: &Route, port: u16, wait: Option<Wait>) -> Result<Connected, NotOpened> {
-    let within = wait.map_or(Duration::ZERO, |wait| Duration::from_millis(wait.ms.into()));
-    let (workspace, token) = (route.workspace.clone(), route.dial.token.clone());
-    if let Some(socket) = &route.dial.socket {
-        let ask = Ask { workspace: workspace.clone(), port, token: token.clone(), wait, presigned: None };
+/// A new connection: from the host's socket where that is on this machine, else through its tunnel.
+pub(crate) async fn open(tunnels: &Tunnels, to: &Dial, ask: Ask) -> Result<Connected, NotOpened> {
+    let within = ask.within();
+    if let Some(socket) = &to.socket {
         match dial::dial(Path::new(socket), &ask, within).await {
             // The socket of a host on another machine.
             Err(NotOpened::Away) => {}
@@ -163,8 +167,7 @@ async fn dial(tunnels: &Tunnels, route: &Route, port: u16, wait: Option<Wait>) -
             }
         }
     }
-    let what = Open::Dial { workspace, port, token, wait };
-    let (pipe, instance) = tunnels.open(&route.dial.host, &what, within).await?;
+    let (pipe, instance) = tunnels.open(&to.host, &Open::Dial(ask), within).await?;
     Ok((begin(pipe).await?, instance))
 }
 

@@ -47,7 +47,7 @@ async fn a_gateway_that_stops_finishes_what_goes_through_a_tunnel_whichever_core
         let pass = PassGranted { token, expires_at, base: "dev.localhost".into() };
         let taken = tunnel::ask(gateway.connect().await, &pass).await.expect("taken");
         let serving = tokio::spawn(tunnel::serve(taken, move |what| async move {
-            assert!(matches!(what, Open::Dial { .. }));
+            assert!(matches!(what, Open::Dial(_)));
             Ok((Stream::Tcp(TcpStream::connect(service).await.expect("connected")), None))
         }));
         let mut visitor = gateway.connect().await;

@@ -129,6 +129,21 @@ pub fn request(method: &str, url: &str, headers: &[(&str, &str)]) -> Answer {
     read_answer(&mut BufReader::new(stream), method == "HEAD").unwrap_or_else(|e| panic!("{method} {url}: {e}"))
 }
 
+/// Sends a body.
+///
+/// # Panics
+/// When nobody answers.
+#[must_use]
+pub fn put(url: &str, body: &str, headers: &[(&str, &str)]) -> Answer {
+    let length = body.len().to_string();
+    let mut all = headers.to_vec();
+    all.extend([("connection", "close"), ("content-length", &*length)]);
+    let mut stream = connect(url);
+    ask(&mut stream, "PUT", url, &all);
+    stream.write_all(body.as_bytes()).expect("sent");
+    read_answer(&mut BufReader::new(stream), false).expect("an answer")
+}
+
 /// GET.
 #[must_use]
 pub fn get(url: &str, headers: &[(&str, &str)]) -> Answer {

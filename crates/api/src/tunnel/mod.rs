@@ -18,8 +18,8 @@ mod host;
 mod pipe;
 
 use crate::{
-    dial::Wait,
-    ids::{HostId, RuntimeInstanceId, WorkspaceId},
+    dial::Ask,
+    ids::{HostId, RuntimeInstanceId},
     secret::Secret,
     sign::Statement,
     states::words,
@@ -123,18 +123,8 @@ pub struct PassGranted {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "open")]
 pub enum Open {
-    /// A connection to a port in a workspace's network.
-    Dial {
-        /// Which.
-        workspace: WorkspaceId,
-        /// The port.
-        port: u16,
-        /// A capability to dial.
-        token: Secret,
-        /// As in [`crate::dial::Ask`]: wait until something is ready there.
-        #[serde(default)]
-        wait: Option<Wait>,
-    },
+    /// A connection into a workspace, as the host's dial socket is asked for one.
+    Dial(Ask),
     /// The host's stream API (attach, exec, logs), which asks for its own capability.
     Streams,
 }
@@ -161,6 +151,7 @@ words!(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{dial::Wait, ids::WorkspaceId};
     use hyper_util::rt::TokioIo;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split},
@@ -172,8 +163,8 @@ mod tests {
         let (gateway, host) = duplex(64 << 10);
         tokio::spawn(serve(TokioIo::new(host), |open| async move {
             match open {
-                Open::Dial { port: 1, .. } => Err(NotOpened::NotListening),
-                Open::Dial { .. } => Ok((echo(), None)),
+                Open::Dial(Ask { port: 1, .. }) => Err(NotOpened::NotListening),
+                Open::Dial(_) => Ok((echo(), None)),
                 Open::Streams => Err(NotOpened::Refused),
             }
         }));
@@ -193,7 +184,7 @@ mod tests {
     }
 
     fn dial(port: u16) -> Open {
-        Open::Dial { workspace: WorkspaceId::generate(), port, token: Secret::new("t".into()), wait: None }
+        Open::Dial(Ask::port(WorkspaceId::generate(), port, Secret::new("t".into())))
     }
 
     #[tokio::test]
@@ -226,9 +217,9 @@ mod tests {
         }));
         let (tunnel, driver) = Tunnel::begin(TokioIo::new(gateway)).await.expect("a tunnel");
         tokio::spawn(driver);
-        let Open::Dial { workspace, port, token, .. } = dial(80) else { unreachable!() };
+        let ask = Ask::port(WorkspaceId::generate(), 80, Secret::new("t".into()));
         let wait = Some(Wait { generation: crate::generation::Generation(7), ms: 60_000 });
-        let waits = Open::Dial { workspace, port, token, wait };
+        let waits = Open::Dial(Ask { wait, ..ask });
         let (_pipe, told) = tunnel.open(&waits).await.expect("a stream");
         assert_eq!(told, Some(instance));
         assert_eq!(asked.recv().await, Some(waits));

@@ -13,29 +13,23 @@ use crate::{
     gateway::Gateway,
     headers, pages,
     pages::Reader,
+    upstream,
 };
 use envforge_api::{
-    dev_host::HostLabel,
-    dial::{self, Ask, Dialled},
-    gateway::StorageRoute,
-    problem::ProblemKind,
-    sigv4::Presigned,
-    time::Timestamp,
+    dev_host::HostLabel, dial::Ask, gateway::StorageRoute, problem::ProblemKind, sigv4::Presigned, time::Timestamp,
     tunnel::NotOpened,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::{
     body::{Body as _, Incoming},
-    client::conn::http1,
+    client::conn::http1::SendRequest,
 };
-use hyper_util::rt::TokioIo;
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
-use tokio::{net::TcpStream, sync::Semaphore};
+use tokio::sync::Semaphore;
 
 /// Requests that are verified at once: anyone may show one.
 const VERIFIED_AT_ONCE: usize = 64;
@@ -117,26 +111,20 @@ async fn carried(
     let now = Timestamp::now();
     let presigned =
         presigned::read(request.method(), request.uri(), request.headers(), host, now).map_err(|_| Not::Allowed)?;
-    let stream = connect(gateway, label, presigned).await?;
-    exchange(stream, host, request).await.ok_or(Not::Awake)
+    let server = connect(gateway, label, presigned).await?;
+    exchange(server, host, request).await.ok_or(Not::Awake)
 }
 
 /// The connection that the host has for whoever shows the right signature.
-async fn connect(gateway: &Gateway, label: &HostLabel, presigned: Presigned) -> Result<TcpStream, Not> {
+async fn connect(gateway: &Gateway, label: &HostLabel, presigned: Presigned) -> Result<SendRequest<Asked>, Not> {
     let Ok(_place) = gateway.storage.verified.acquire().await else { return Err(Not::Known) };
     let (times, pause) = AGAIN;
     for _ in 0..times {
         let route = route(gateway, label).await?;
-        let socket = route.dial.socket.as_deref().ok_or(Not::Allowed)?;
-        let ask = Ask {
-            workspace: route.workspace.clone(),
-            port: 0,
-            token: route.dial.token.clone(),
-            wait: None,
-            presigned: Some(presigned.clone()),
-        };
-        match dial::dial(Path::new(socket), &ask, Duration::from_secs(5)).await {
-            Ok(Dialled { socket, .. }) => return TcpStream::from_std(socket).map_err(|_| Not::Awake),
+        let ask = Ask::port(route.workspace.clone(), 0, route.dial.token.clone());
+        let ask = Ask { presigned: Some(presigned.clone()), ..ask };
+        match upstream::open(&gateway.tunnels, &route.dial, ask).await {
+            Ok((sender, _)) => return Ok(sender),
             Err(NotOpened::Asleep | NotOpened::NotListening) => return Err(Not::Awake),
             Err(NotOpened::Refused | NotOpened::Unknown) => return Err(Not::Allowed),
             // Nothing is known of the signature: it is not said that there is such a host at all.
@@ -182,7 +170,7 @@ fn is_lasting(route: &StorageRoute) -> bool {
 }
 
 /// One request on a connection of its own: each was verified by itself.
-async fn exchange(stream: TcpStream, host: &str, request: Request<Incoming>) -> Option<Response<Answer>> {
+async fn exchange(mut server: SendRequest<Asked>, host: &str, request: Request<Incoming>) -> Option<Response<Answer>> {
     let (mut parts, body) = request.into_parts();
     if parts.headers.remove(header::TRANSFER_ENCODING).is_some() {
         parts.headers.remove(header::CONTENT_LENGTH);
@@ -193,10 +181,7 @@ async fn exchange(stream: TcpStream, host: &str, request: Request<Incoming>) -> 
     parts.uri = parts.uri.path_and_query()?.clone().into();
     parts.version = Version::HTTP_11;
     let body = if body.is_end_stream() { Asked::Nothing } else { Asked::Through(body) };
-    let (mut sender, connection) = http1::Builder::new().handshake(TokioIo::new(stream)).await.ok()?;
-    // Ends with the connection, which ends with its only answer.
-    tokio::spawn(async move { drop(connection.await) });
-    let response = sender.send_request(Request::from_parts(parts, body)).await.ok()?;
+    let response = server.send_request(Request::from_parts(parts, body)).await.ok()?;
     let (mut parts, body) = response.into_parts();
     parts.headers.remove(header::TRANSFER_ENCODING);
     parts.version = Version::HTTP_11;

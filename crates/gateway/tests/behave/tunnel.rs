@@ -7,6 +7,7 @@ use crate::{
 use envforge_api::{
     capability::{Capability, Right},
     client::{Client, Endpoint, Stream},
+    dial::Ask,
     gateway::Revoked,
     ids::{AttachId, HostId, PrincipalId, RuntimeInstanceId},
     problem::ProblemKind,
@@ -75,7 +76,7 @@ async fn to_service(
     service: SocketAddr,
     instance: Option<RuntimeInstanceId>,
 ) -> Result<Connected<Stream>, NotOpened> {
-    let Open::Dial { port: PORT, .. } = what else { return Err(NotOpened::Refused) };
+    let Open::Dial(Ask { port: PORT, .. }) = what else { return Err(NotOpened::Refused) };
     let stream = TcpStream::connect(service).await.map_err(|_| NotOpened::NotListening)?;
     Ok((Stream::Tcp(stream), instance))
 }
@@ -137,8 +138,8 @@ async fn requests_go_through_the_tunnel_of_a_host_elsewhere_and_show_it_the_capa
         let answer = ask(&gateway).await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("host: localhost:3000"), "{answer}");
     }
-    let Some(Open::Dial { workspace, port, token, wait }) = asked.recv().await else { panic!("nothing was dialled") };
-    assert_eq!((workspace, port, token.expose(), wait), (gateway.around.workspace.clone(), PORT, "a capability", None));
+    let token = Secret::new("a capability".into());
+    assert_eq!(asked.recv().await, Some(Open::Dial(Ask::port(gateway.around.workspace.clone(), PORT, token))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +166,7 @@ async fn a_request_is_held_for_a_wake_until_the_host_says_that_it_is_ready() {
         .dials(&gateway, move |what| {
             let (told, instance, mut is_ready) = (told.clone(), instance.clone(), is_ready.clone());
             async move {
-                let Open::Dial { wait, .. } = &what else { return Err(NotOpened::Refused) };
+                let Open::Dial(Ask { wait, .. }) = &what else { return Err(NotOpened::Refused) };
                 told.send(*wait).expect("taken");
                 drop(is_ready.wait_for(|ready| *ready).await);
                 to_service(what, mirror, Some(instance)).await

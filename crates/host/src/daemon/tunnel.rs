@@ -9,7 +9,6 @@
 use super::{dial, hub::Hub, streams};
 use envforge_api::{
     client::{Client, Endpoint, Stream},
-    dial::Ask,
     problem::Problem,
     trust::Trust,
     tunnel::{self, Broken, Connected, NotOpened, NotTaken, Open, PassGranted},
@@ -135,8 +134,8 @@ async fn taken(client: &Client, gateway: &Gateway) -> Result<hyper::upgrade::Upg
 /// What a stream leads to. Whoever opens it shows a capability there.
 async fn connect(hub: Arc<Hub>, what: Open) -> Result<Connected<Stream>, NotOpened> {
     match what {
-        Open::Dial { workspace, port, token, wait } => {
-            let dialled = dial::connect(&hub, &Ask { workspace, port, token, wait, presigned: None }).await?;
+        Open::Dial(ask) => {
+            let dialled = dial::connect(&hub, &ask).await?;
             let stream = TcpStream::from_std(dialled.socket).map_err(|_| NotOpened::NotListening)?;
             Ok((Stream::Tcp(stream), dialled.instance))
         }
@@ -151,7 +150,7 @@ async fn connect(hub: Arc<Hub>, what: Open) -> Result<Connected<Stream>, NotOpen
 mod tests {
     use super::*;
     use crate::daemon::streams::tests::host::{Host, host};
-    use envforge_api::{ids::WorkspaceId, secret::Secret};
+    use envforge_api::{dial::Ask, ids::WorkspaceId, secret::Secret};
     use http_body_util::{BodyExt, Empty};
     use hyper::{Request, body::Bytes, client::conn::http1};
     use hyper_util::rt::TokioIo;
@@ -208,16 +207,12 @@ mod tests {
     async fn streams_lead_where_the_sockets_of_the_machine_lead_and_ask_for_the_same() {
         let (host, listener) = gateway().await;
         let tunnel = open(next(&listener).await.1).await;
-        let ask = |token: &str| {
-            let (workspace, token) = (host.workspace.id.clone(), Secret::new(token.into()));
-            Open::Dial { workspace, port: 3000, token, wait: None }
-        };
+        let ask = |token: &str| Open::Dial(Ask::port(host.workspace.id.clone(), 3000, Secret::new(token.into())));
         assert_eq!(tunnel.open(&ask("none")).await.err(), Some(NotOpened::Refused));
         let capability = host.capability(&[envforge_api::capability::Right::Dial]);
         let token = host.key.sign(&capability).expect("signed");
         assert_eq!(tunnel.open(&ask(&token)).await.err(), Some(NotOpened::Asleep));
-        let Open::Dial { port, token, wait, .. } = ask(&token) else { unreachable!() };
-        let other = Open::Dial { workspace: WorkspaceId::generate(), port, token, wait };
+        let other = Open::Dial(Ask::port(WorkspaceId::generate(), 3000, Secret::new(token)));
         assert_eq!(tunnel.open(&other).await.err(), Some(NotOpened::Refused));
 
         for (path, status) in [("/host/v1/health".to_owned(), 200), (host.path("env?service=web"), 401)] {

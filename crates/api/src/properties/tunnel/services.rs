@@ -1,6 +1,7 @@
 //! What is behind the host's end, by port: services that behave, and services that do not.
 
 use crate::{
+    dial::Ask,
     ids::WorkspaceId,
     secret::Secret,
     tunnel::{Connected, NotOpened, Open},
@@ -49,7 +50,7 @@ pub(super) fn octets(n: u16, from: usize, length: usize) -> Vec<u8> {
 pub(super) fn open(kind: usize, n: u16) -> Open {
     let workspace: WorkspaceId = "ws_00000000000000000000000000".parse().expect("an id");
     let kind = u16::try_from(kind).expect("few");
-    Open::Dial { workspace, port: n * 8 + kind, token: Secret::new("capability".into()), wait: None }
+    Open::Dial(Ask::port(workspace, n * 8 + kind, Secret::new("capability".into())))
 }
 
 /// The services of a host.
@@ -61,7 +62,7 @@ pub(super) struct Services {
 
 impl Services {
     pub(super) async fn connect(self, what: Open) -> Result<Connected<DuplexStream>, NotOpened> {
-        let Open::Dial { port, .. } = what else { return Err(NotOpened::Refused) };
+        let Open::Dial(Ask { port, .. }) = what else { return Err(NotOpened::Refused) };
         let (near, far) = duplex(INNER);
         match KINDS[usize::from(port % 8)] {
             Kind::Echo => drop(tokio::spawn(echo(far, usize::MAX))),
