@@ -40,7 +40,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Stdio,
     sync::Arc,
 };
@@ -312,18 +312,20 @@ impl Subject for Redis {
 }
 
 /// With the server that is recorded.
-struct Storage(PathBuf);
+struct Storage {
+    server: PathBuf,
+    client: PathBuf,
+}
 
 impl Storage {
     /// Inside, as everybody: whoever has the keys gets in, and nobody else.
     async fn python(&self, seat: &Seat, fields: &Fields, script: &str) -> Result<String, String> {
-        let boto3 = Path::new(env!("CARGO_BIN_EXE_envforge")).ancestors().nth(2).expect("target").join("tools/boto3");
         let value = |name: &str| fields[name].expose().to_owned();
         let text = format!(
             "import sys\nsys.path.insert(0, '{}')\nimport boto3\nfrom botocore.config import Config\n\
              s3 = boto3.client('s3', endpoint_url='{}', region_name='{}', aws_access_key_id='{}', aws_secret_access_key='{}',\n\
                  config=Config(retries={{'max_attempts': 1}}, s3={{'addressing_style': 'path'}}))\nbucket = '{}'\n{script}\n",
-            boto3.display(),
+            self.client.display(),
             value("endpoint"),
             value("region"),
             value("access_key"),
@@ -349,7 +351,7 @@ impl Subject for Storage {
     fn before<'a>(&'a self, rig: &'a Rig) -> LocalBoxFuture<'a, ()> {
         Box::pin(async {
             let place = rig.place();
-            let kind = if self.0.ends_with("minio") { "\"minio\"" } else { "\"seaweedfs\"" };
+            let kind = if self.server.ends_with("minio") { "\"minio\"" } else { "\"seaweedfs\"" };
             if !place.was_used() {
                 fs::create_dir(place.dir()).expect("made");
                 fs::write(place.dir().join("server"), kind).expect("written");
@@ -357,7 +359,7 @@ impl Subject for Storage {
             let connects = || std::os::unix::net::UnixStream::connect(place.socket()).is_ok();
             if !connects() {
                 let path = std::env::var("PATH").unwrap_or_default();
-                let path = format!("{}:{path}", self.0.parent().expect("a directory").display());
+                let path = format!("{}:{path}", self.server.parent().expect("a directory").display());
                 let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_envforge"));
                 command.arg(keeper::COMMAND).arg(place.home()).env("PATH", path);
                 command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -561,18 +563,14 @@ macro_rules! suite {
     };
 }
 
-fn binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_envforge"))
-}
-
 fn storage(server: Option<PathBuf>) -> Option<Storage> {
-    server.filter(|_| servers::has_client(binary())).map(Storage)
+    server.zip(servers::client()).map(|(server, client)| Storage { server, client })
 }
 
 suite!(postgresql, Some(Postgres));
 suite!(redis, Some(Redis));
-suite!(storage_with_seaweedfs, storage(servers::seaweedfs(binary())));
-suite!(storage_with_minio, storage(servers::minio(binary())));
+suite!(storage_with_seaweedfs, storage(servers::seaweedfs()));
+suite!(storage_with_minio, storage(servers::minio()));
 
 /// What fork, snapshot and reset do with the objects of one workspace.
 async fn objects_as_a_whole(subject: &Storage, rig: &Rig) {
@@ -629,7 +627,7 @@ async fn objects_as_a_whole(subject: &Storage, rig: &Rig) {
 
 #[tokio::test]
 async fn all_objects_of_a_bucket_are_listed_copied_and_removed_by_the_server() {
-    for server in [servers::seaweedfs(binary()), servers::minio(binary())] {
+    for server in [servers::seaweedfs(), servers::minio()] {
         let Some(subject) = storage(server) else { continue };
         let rig = Rig::new();
         subject.before(&rig).await;

@@ -73,7 +73,7 @@ fn a_signed_address_leads_to_its_object_through_the_hosts_tunnel() {
         return;
     }
     let binary = Path::new(env!("CARGO_BIN_EXE_envforge"));
-    let Some(stored) = Stored::start(binary, storage::seaweedfs(binary), &[]) else { return };
+    let Some(stored) = Stored::start(binary, storage::seaweedfs(), &[]) else { return };
     let local = &stored.local;
     local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
     let (listener, address) = elsewhere::listener();

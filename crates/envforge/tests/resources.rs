@@ -2,7 +2,7 @@
 
 use envforge_testkit::{
     fixture::{API_YML, Fixture, WEB_YML},
-    local::{Local, has_program},
+    local::{Local, program},
     machine::eventually,
 };
 use serde_json::Value;
@@ -47,7 +47,7 @@ fn resource<'a>(view: &'a Value, kind: &str) -> &'a Value {
 
 #[test]
 fn mail_is_kept_and_read_awake_asleep_and_after_its_server_was_killed_and_by_nobody_else() {
-    if !has_program("mailpit", "managed mail") {
+    if program("mailpit", "managed mail").is_none() {
         return;
     }
     let (local, _fixture) = start();

@@ -16,7 +16,7 @@ fn binary() -> &'static Path {
 
 /// With each of the two servers that is there.
 fn with_each_server(test: impl Fn(&Stored)) {
-    for server in [storage::seaweedfs(binary()), storage::minio(binary())] {
+    for server in [storage::seaweedfs(), storage::minio()] {
         if let Some(stored) = Stored::start(binary(), server, &[]) {
             test(&stored);
         }
@@ -374,7 +374,7 @@ fn what_outgrows_the_host_moves_to_another_server_by_configuration_alone() {
         local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
         stored.python("w", WRITE);
         let all = stored.python("w", READ);
-        for server in [storage::seaweedfs(binary()), storage::minio(binary())].into_iter().flatten() {
+        for server in [storage::seaweedfs(), storage::minio()].into_iter().flatten() {
             let elsewhere = storage::Elsewhere::start(&server);
             let credentials = elsewhere.credentials();
             let home = local.home();

@@ -1,9 +1,9 @@
 //! SIGTERM ends every gateway of a program, so this has a program to itself.
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the other tests, which use more of it")]
 #[path = "behave/authority.rs"]
 mod authority;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the other tests, which use more of it")]
 #[path = "behave/support.rs"]
 mod support;
 

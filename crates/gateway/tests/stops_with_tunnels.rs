@@ -1,6 +1,6 @@
 //! SIGTERM ends every gateway of a program, so this has a program to itself.
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the other tests, which use more of it")]
 #[path = "behave/support.rs"]
 mod support;
 

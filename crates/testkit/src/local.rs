@@ -37,10 +37,25 @@ pub struct User {
 /// The longest a test waits for anything. Not a performance claim: only what separates "slow" from "never".
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// `target`, whichever it is: this program is in a directory of it.
+///
+/// # Panics
+/// When it is not.
+#[must_use]
+pub fn target() -> PathBuf {
+    let exe = std::env::current_exe().expect("this program");
+    exe.ancestors().nth(3).expect("the target directory").to_owned()
+}
+
 /// Where `scripts/setup --test-deps` puts servers that Debian does not have.
 fn tools() -> PathBuf {
-    let exe = std::env::current_exe().expect("this program");
-    exe.ancestors().nth(3).expect("the target directory").join("tools")
+    target().join("tools")
+}
+
+/// Says what is not tried: not every machine has each server.
+#[expect(clippy::print_stderr, reason = "what is left out is told")]
+pub fn left_out(what: &str) {
+    eprintln!("LEFT OUT: {what}");
 }
 
 fn path() -> OsString {
@@ -48,16 +63,14 @@ fn path() -> OsString {
     std::env::join_paths(std::env::split_paths(&known).chain([tools()])).expect("a path")
 }
 
-/// Whether an installation of [`Local`] finds this program and its users may run it. Says what is left out otherwise: not
-/// every machine has each server.
+/// A program that an installation of [`Local`] finds and its users may run; without it `what` is left out.
 #[must_use]
-#[expect(clippy::print_stderr, reason = "what is left out is told")]
-pub fn has_program(name: &str, left_out: &str) -> bool {
+pub fn program(name: &str, what: &str) -> Option<PathBuf> {
     let mode = |at: &Path| fs::metadata(at).map_or(0, |about| about.permissions().mode());
     let open = |at: &Path| at.ancestors().skip(1).all(|dir| mode(dir) & 0o001 != 0) && mode(at) & 0o001 != 0;
-    let found = std::env::split_paths(&path()).map(|dir| dir.join(name)).any(|at| at.is_file() && open(&at));
-    if !found {
-        eprintln!("LEFT OUT: {left_out}, without {name}");
+    let found = std::env::split_paths(&path()).map(|dir| dir.join(name)).find(|at| at.is_file() && open(at));
+    if found.is_none() {
+        left_out(&format!("{what}, without {name}"));
     }
     found
 }

@@ -1,6 +1,11 @@
 //! What it takes to try storage: a server, and a real client. What is not there is said and left out.
 
-use crate::{fixture::Fixture, local::Local, machine::eventually, visitor};
+use crate::{
+    fixture::Fixture,
+    local::{self, Local},
+    machine::eventually,
+    visitor,
+};
 use serde_json::Value;
 use std::{
     fs,
@@ -10,47 +15,32 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// `target`, whichever it is: the binary is in a directory of it.
-fn target(binary: &Path) -> &Path {
-    binary.ancestors().nth(2).expect("a target directory")
-}
-
-#[allow(clippy::print_stderr)] // Part of a test run's own output.
-fn left_out(what: &str) {
-    eprintln!("LEFT OUT: {what}");
-}
-
 /// The MinIO to try with: on PATH, or where a developer put one.
 #[must_use]
-pub fn minio(binary: &Path) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain([target(binary).join("tools")]);
-    let found = dirs.map(|dir| dir.join("minio")).find(|at| at.is_file());
-    if found.is_none() {
-        left_out("storage with MinIO, without a `minio` on PATH or in target/tools");
-    }
-    found
+pub fn minio() -> Option<PathBuf> {
+    local::program("minio", "storage with MinIO")
 }
 
 /// The SeaweedFS to try with.
 #[must_use]
-pub fn seaweedfs(binary: &Path) -> Option<PathBuf> {
-    let found = target(binary).join("lib/envforge/seaweedfs/bin/weed");
+pub fn seaweedfs() -> Option<PathBuf> {
+    let found = local::target().join("lib/envforge/seaweedfs/bin/weed");
     if !found.is_file() {
-        left_out("storage with SeaweedFS, without it: scripts/setup --test-deps");
+        local::left_out("storage with SeaweedFS, without it: scripts/setup --test-deps");
         return None;
     }
     Some(found)
 }
 
-/// Whether the real client is there.
+/// The real client, for Python to import.
 #[must_use]
-pub fn has_client(binary: &Path) -> bool {
-    let there = target(binary).join("tools/boto3/.complete").is_file();
-    if !there {
-        left_out("storage with a real client, without boto3: scripts/setup --test-deps");
+pub fn client() -> Option<PathBuf> {
+    let boto3 = local::target().join("tools/boto3");
+    if !boto3.join(".complete").is_file() {
+        local::left_out("storage with a real client, without boto3: scripts/setup --test-deps");
+        return None;
     }
-    there
+    Some(boto3)
 }
 
 const YML: &str = r#"version: 1
@@ -106,10 +96,7 @@ impl Stored {
     /// When it does not start.
     #[must_use]
     pub fn start(binary: &Path, server: Option<PathBuf>, with: &[(&str, &str)]) -> Option<Self> {
-        let server = server?;
-        if !has_client(binary) {
-            return None;
-        }
+        let (server, boto3) = (server?, client()?);
         let path = std::env::var_os("PATH").unwrap_or_default();
         let own = server.parent().map(Path::to_owned);
         let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path))).expect("a path");
@@ -121,7 +108,7 @@ impl Stored {
         let kind = if server.ends_with("minio") { "\"minio\"" } else { "\"seaweedfs\"" };
         fs::create_dir(local.home().join("storage")).expect("make a directory");
         fs::write(local.home().join("storage/server"), kind).expect("written");
-        Some(Self { boto3: target(binary).join("tools/boto3"), ..Self::over(local) })
+        Some(Self { boto3, ..Self::over(local) })
     }
 
     /// Applies the project to an installation whose storage is of no interest.

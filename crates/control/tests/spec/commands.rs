@@ -1,7 +1,7 @@
 //! Wake, sleep, services, runs, deletion: desired state and records.
 
 use crate::support::{
-    host::{Host, awake, report, service},
+    host::{awake, report, service, woken},
     installation::{Installation, opening},
 };
 use envforge_api::{
@@ -14,15 +14,6 @@ use envforge_api::{
     states::{CommandState, RuntimeState, ServiceState, ShellState},
 };
 use serde_json::json;
-
-/// A workspace that is awake at generation 1.
-async fn woken(it: &Installation) -> (Host, Opened) {
-    let mut host = it.host().await;
-    let opened = it.open("ws", true).await;
-    host.sync(0).await;
-    host.report(awake(&opened.id, 1)).await;
-    (host, opened)
-}
 
 #[tokio::test]
 async fn waking_what_is_awake_is_recorded_as_succeeded_without_a_new_generation() {

@@ -1,7 +1,7 @@
 //! Forks and snapshots: what is recorded, what the host is told, and how it ends.
 
 use crate::support::{
-    host::{Host, awake, report},
+    host::{awake, report, woken},
     installation::Installation,
 };
 use envforge_api::{
@@ -11,21 +11,13 @@ use envforge_api::{
     host::{DesiredRuntime, DesiredShell, Phase, WorkspaceReport},
     ids::{CommandId, SnapshotId},
     problem::{Problem, ProblemKind},
-    public::{Deleted, Opened},
+    public::Deleted,
     states::{CommandState, RuntimeState, ShellState, Stated, Trouble},
     time::Timestamp,
 };
 use serde_json::{Value, json};
 
 const COST: CopyReport = CopyReport { took_ms: 1400, stall_ms: 140, size_bytes: 1 << 20 };
-
-async fn woken(it: &Installation) -> (Host, Opened) {
-    let mut host = it.host().await;
-    let opened = it.open("ws", true).await;
-    host.sync(0).await;
-    host.report(awake(&opened.id, 1)).await;
-    (host, opened)
-}
 
 async fn fork(it: &Installation, body: &Value) -> Result<Forked, Problem> {
     it.owner().post("/v1/workspaces/ws/forks", body).await

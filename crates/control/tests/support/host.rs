@@ -1,5 +1,6 @@
 //! A simulated host: it registers, syncs, and reports what a test tells it to.
 
+use super::installation::Installation;
 use envforge_api::{
     client::Client,
     command::{ActAnswer, ActReport, LeasedCommand},
@@ -11,6 +12,7 @@ use envforge_api::{
     ids::{RuntimeInstanceId, WorkspaceId},
     problem::Problem,
     project::RuntimeSize,
+    public::Opened,
     states::{CommandState, RuntimeState, ServiceState, ShellState, Stated},
     time::{BootId, BootMillis, Timestamp},
     usage::Reading,
@@ -132,6 +134,15 @@ pub(crate) fn report(workspace: &WorkspaceId, accepted: u64, state: RuntimeState
         copied: None,
         snapshots: vec![],
     }
+}
+
+/// A workspace that is awake at generation 1, with its host.
+pub(crate) async fn woken(it: &Installation) -> (Host, Opened) {
+    let mut host = it.host().await;
+    let opened = it.open("ws", true).await;
+    host.sync(0).await;
+    host.report(awake(&opened.id, 1)).await;
+    (host, opened)
 }
 
 /// Awake, with every service healthy once.

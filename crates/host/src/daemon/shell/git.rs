@@ -218,8 +218,8 @@ fn clutter(cache: &Path) -> (usize, bool) {
 /// seldom written again.
 const REPACK: [&str; 4] = ["repack", "-q", "-d", "--geometric=2"];
 
-/// Packs what the cache holds of the repositories in many files, when nobody copies them. A failure leaves everything as
-/// it is.
+/// Packs what the cache holds of the repositories in many files, unless somebody fetches or copies them just now: nobody
+/// waits until it may begin. A failure leaves everything as it is.
 pub async fn tidy_caches(hub: &Hub, intent: &WorkspaceIntent) {
     for checkout in intent.spec.checkouts() {
         tidy(hub, &cache_of(hub, &checkout.repo)).await;
@@ -232,8 +232,7 @@ async fn tidy(hub: &Hub, cache: &Path) {
         return;
     }
     let turns = turns_of(cache);
-    let _alone = turns.fetch.lock().await;
-    let _nobody_copies = turns.packs.write().await;
+    let (Ok(_alone), Ok(_nobody_copies)) = (turns.fetch.try_lock(), turns.packs.try_write()) else { return };
     if is_fine() {
         return;
     }
