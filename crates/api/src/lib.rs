@@ -29,6 +29,7 @@ pub mod public;
 pub mod resource;
 pub mod role;
 pub mod secret;
+pub mod secrets;
 pub mod sign;
 pub mod sigv4;
 pub mod states;

@@ -1,5 +1,6 @@
 //! Names that people write: slugs, branches, services. Checked once, when they enter.
 
+use crate::resource::ResourceKind;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{fmt, str::FromStr};
@@ -145,6 +146,56 @@ name_type!(
     /// A Git branch.
     Branch, "branch", check_branch
 );
+name_type!(
+    /// Name of a secret: one that services declare (`stripe_key`), a field of a resource that the organization provides
+    /// (`resource.database.url`; `resource.database.SERVICE.url` where each service has its own), or a setting of a
+    /// provisioner (`provisioner.database.url`).
+    SecretName, "secret", check_secret
+);
+
+impl SecretName {
+    /// The field of a provided resource.
+    ///
+    /// # Errors
+    /// For a field that the kind has not.
+    pub fn of_resource(kind: ResourceKind, service: Option<&ServiceName>, field: &str) -> Result<Self, BadName> {
+        match service {
+            Some(service) => format!("resource.{kind}.{service}.{field}").parse(),
+            None => format!("resource.{kind}.{field}").parse(),
+        }
+    }
+
+    /// The name of the setting, where this is one of the provisioner of `kind`.
+    #[must_use]
+    pub fn setting_of(&self, kind: ResourceKind) -> Option<&str> {
+        self.0.strip_prefix("provisioner.")?.strip_prefix(kind.as_str())?.strip_prefix('.')
+    }
+}
+
+/// Longest part of a secret's name.
+const LONGEST_PART: usize = 100;
+
+fn check_secret(given: &str) -> Result<(), &'static str> {
+    let word = |part: &str| {
+        let first = |b: u8| b.is_ascii_alphabetic() || b == b'_' || b == b'-';
+        part.bytes().next().is_some_and(first)
+            && part.len() <= LONGEST_PART
+            && part.bytes().all(|b| first(b) || b.is_ascii_digit())
+    };
+    let kind = |name: &str| name.parse::<ResourceKind>().map_err(|_| "names no kind of resource");
+    let field = |name: &str, field: &str| match kind(name)?.fields().contains(&field) {
+        true => Ok(()),
+        false => Err("names no field of that resource: for a database there is `url`, for instance"),
+    };
+    match *given.split('.').collect::<Vec<_>>() {
+        [name] if word(name) => Ok(()),
+        ["resource", of, name] => field(of, name),
+        ["resource", of, service, name] => check_service(service).and_then(|()| field(of, name)),
+        ["provisioner", of, name] if word(name) => kind(of).map(drop),
+        _ => Err("is not one: use letters, digits, hyphens and underscores, not beginning with a digit, or write \
+                  `resource.KIND.FIELD` or `provisioner.KIND.NAME`"),
+    }
+}
 
 impl Slug {
     /// The slug a branch gets: lower-cased, every other run of characters a single `-`.
@@ -199,6 +250,39 @@ mod tests {
 
     fn slug_of(branch: &str) -> String {
         Slug::from_branch(&branch.parse().expect("a branch")).to_string()
+    }
+
+    #[test]
+    fn a_secret_is_one_that_services_declare_a_field_of_a_resource_or_a_setting_of_a_provisioner() {
+        for good in [
+            "stripe_key",
+            "STRIPE-KEY_2",
+            "resource.database.url",
+            "resource.mail.smtp_url",
+            "resource.cache.web-b.port",
+            "provisioner.database.url",
+        ] {
+            assert_eq!(good.parse::<SecretName>().expect(good).as_str(), good);
+        }
+        for bad in [
+            "",
+            "2fa",
+            "a b",
+            "a.b",
+            "a/b",
+            "resource.database",
+            "resource.cache.password",
+            "resource.nothing.url",
+            "resource.cache.Web.url",
+            "provisioner.nothing.url",
+            "provisioner.database.2",
+            "é",
+        ] {
+            assert!(bad.parse::<SecretName>().is_err(), "{bad}");
+        }
+        let setting: SecretName = "provisioner.database.url".parse().expect("a name");
+        assert_eq!(setting.setting_of(ResourceKind::Database), Some("url"));
+        assert_eq!(setting.setting_of(ResourceKind::Cache), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub(crate) mod habits;
 pub mod programs;
+pub mod secrets;
 pub(crate) mod words;
 
 use clap::{Args, Parser, Subcommand};
@@ -82,6 +83,9 @@ pub enum Command {
     /// Apply or show a project.
     #[command(subcommand)]
     Project(ProjectCommand),
+    /// Values that services, provided resources and provisioners get, and nobody is shown.
+    #[command(subcommand)]
+    Secrets(secrets::SecretsCommand),
     /// Delete a workspace with its files and data.
     Delete(DeleteArgs),
     /// Check what this machine needs for a local installation.

@@ -12,6 +12,7 @@ mod logs;
 mod project;
 mod resources;
 mod run;
+mod secrets;
 mod services;
 mod status;
 mod up;
@@ -61,6 +62,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Snapshot(command) => copies::snapshot(context, command).await,
         Command::Workspace(command) => workspace::run(context, command).await,
         Command::Project(command) => project::run(context, command).await,
+        Command::Secrets(command) => secrets::run(context, command).await,
         Command::Delete(args) => delete::run(context, args).await,
         Command::Doctor => local::doctor(context).await,
         Command::Local(command) => local::run(context, command).await,

@@ -9,7 +9,10 @@ pub(crate) mod tables;
 pub(crate) mod times;
 pub(crate) mod why;
 
-use envforge_api::problem::{ErrorBody, Problem, ProblemKind};
+use envforge_api::{
+    problem::{ErrorBody, Problem, ProblemKind},
+    secret::Secret,
+};
 use serde::Serialize;
 use std::{
     io::{IsTerminal, Write},
@@ -132,6 +135,15 @@ impl Output {
     /// When the person breaks off.
     pub(crate) fn confirm(&self, question: &str) -> Result<bool, Problem> {
         inquire::Confirm::new(question).with_default(false).prompt().map_err(broken_off)
+    }
+
+    /// Asks for a value that nobody else is to see.
+    ///
+    /// # Errors
+    /// When the person breaks off.
+    pub(crate) fn hidden(&self, question: &str) -> Result<Secret, Problem> {
+        let answer = inquire::Password::new(question).without_confirmation().prompt().map_err(broken_off)?;
+        Ok(Secret::new(answer))
     }
 
     /// Lets the person choose one.

@@ -1,7 +1,7 @@
 //! What every request handler and task shares: the pool, the signing key, the names of this installation, and the
 //! in-process bells that parked requests listen to.
 
-use crate::{dev_hosts::base::Base, hosts::bells::Bells, keys::Keys};
+use crate::{dev_hosts::base::Base, hosts::bells::Bells, keys::Keys, secrets::sealing::Ring};
 use sqlx::PgPool;
 use std::{ops::Deref, sync::Arc};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,8 @@ pub(crate) struct Shared {
     pub(crate) pool: PgPool,
     /// Sign links, visits and capabilities.
     pub(crate) keys: Keys,
+    /// Seal the organization's secrets.
+    pub(crate) secrets: Ring,
     /// Base of public host names.
     pub(crate) base: Base,
     /// Rung when intents of a host or what a workspace shows change.

@@ -96,9 +96,9 @@ fn sealing_key(master: &Secret) -> Result<Sealing, Problem> {
     SymmetricKey::<V4>::from(&bytes).map(Sealing).map_err(|_| Problem::internal("the master key cannot be used"))
 }
 
-/// Reads a one-line file, made with `make` when it is missing. Two replicas that start at once agree: the file
+/// Reads a small file, made with `make` when it is missing. Two replicas that start at once agree: the file
 /// appears whole under its name or not at all, and the first one wins.
-fn text(path: &Path, make: impl FnOnce() -> Result<Secret, Problem>) -> Result<Secret, Problem> {
+pub(crate) fn text(path: &Path, make: impl FnOnce() -> Result<Secret, Problem>) -> Result<Secret, Problem> {
     match fs::read_to_string(path) {
         Ok(text) => return Ok(Secret::new(text.trim().to_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => {}

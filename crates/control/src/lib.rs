@@ -17,6 +17,7 @@ mod identity;
 mod keys;
 mod links;
 mod projects;
+mod secrets;
 mod server;
 mod usage;
 mod workspaces;
@@ -33,7 +34,7 @@ pub struct Options {
     pub database_url: envforge_api::secret::Secret,
     /// Where to listen; port 0 lets the kernel choose.
     pub listen: SocketAddr,
-    /// Directory of this replica's secrets: `master.key`, `owner.token`, `host.token`,
+    /// Directory of this replica's secrets: `master.key`, `secrets.key`, `owner.token`, `host.token`,
     /// `gateway.token` (made on first start, 0600).
     pub state: PathBuf,
     /// Base of public host names, such as `dev.localhost:8080` or `https://dev.example.com`.

@@ -9,6 +9,7 @@ use crate::{
     http::router::{self, RouteEntry},
     identity,
     keys::Keys,
+    secrets::{self, sealing::Ring},
 };
 use envforge_api::problem::Problem;
 use std::{future::IntoFuture, net::SocketAddr, time::Duration};
@@ -70,16 +71,19 @@ impl Running {
 /// `invalid` for options that cannot be used, `unavailable` without a database or when the address is taken.
 pub async fn start(options: Options) -> Result<Running, Problem> {
     let base = Base::parse(&options.base)?;
-    let secrets = config::open(&options.state)?;
+    let own = config::open(&options.state)?;
+    let ring = Ring::open(&options.state)?;
     let pool = db::connect(db::options(&options.database_url)?).await?;
     let owner = std::env::var("USER").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "owner".into());
-    identity::store::ensure_local(&pool, &secrets, owner).await.map_err(|failure| *failure.0)?;
+    identity::store::ensure_local(&pool, &own, owner).await.map_err(|failure| *failure.0)?;
     dev_hosts::fill(&pool).await.map_err(|failure| *failure.0)?;
-    let keys = Keys::open(&pool, secrets.sealing, secrets.signing).await.map_err(|failure| *failure.0)?;
+    let keys = Keys::open(&pool, own.sealing, own.signing).await.map_err(|failure| *failure.0)?;
+    secrets::renew(&pool, &ring).await.map_err(|failure| *failure.0)?;
     let stopping = CancellationToken::new();
     let app = App::new(Shared {
         pool,
         keys,
+        secrets: ring,
         base,
         bells: Bells::default(),
         started: tokio::time::Instant::now(),

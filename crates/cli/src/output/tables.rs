@@ -7,6 +7,7 @@ use envforge_api::{
     command::CommandView,
     copy::{SnapshotList, SnapshotView},
     public::{AuditView, LinkView, ResourceView, UsageReport, WorkspaceView},
+    secrets::SecretView,
     time::Timestamp,
 };
 
@@ -73,6 +74,18 @@ pub(crate) fn commands(all: &[CommandView], now: Timestamp) -> String {
         })
         .collect();
     table(&["ID", "KIND", "STATE", "GENERATION", "ATTEMPT", "BY", "ASKED", "REASON"], rows)
+}
+
+/// `secrets ls`.
+pub(crate) fn secrets(all: &[SecretView], now: Timestamp) -> String {
+    let rows = all
+        .iter()
+        .map(|s| {
+            let project = s.project.as_ref().map_or_else(|| "(all)".to_owned(), ToString::to_string);
+            vec![s.name.to_string(), project, times::relative(s.set_at, now), s.set_by.clone()]
+        })
+        .collect();
+    table(&["NAME", "PROJECT", "SET", "BY"], rows)
 }
 
 /// One command record, a line each field.

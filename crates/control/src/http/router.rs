@@ -1,7 +1,9 @@
 //! Every route, each registered through [`Routes::mount`] with the one action it needs. There is no other way in.
 
 use super::auth::{Demand, Scope, guard};
-use crate::{app::App, audit, commands, copies, gateways, hosts, identity, keys, links, projects, usage, workspaces};
+use crate::{
+    app::App, audit, commands, copies, gateways, hosts, identity, keys, links, projects, secrets, usage, workspaces,
+};
 use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state, response::IntoResponse};
 use envforge_api::role::Action;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -74,6 +76,9 @@ pub(crate) fn build(app: &App) -> (Router, OpenApi, Vec<RouteEntry>) {
         .mount(SeeWorkspace, Organization, routes!(projects::http::list))
         .mount(SeeWorkspace, Organization, routes!(projects::http::show))
         .mount(ManageProject, Organization, routes!(projects::http::apply))
+        .mount(ManageProject, Organization, routes!(secrets::http::list))
+        .mount(ManageProject, Organization, routes!(secrets::http::set))
+        .mount(ManageProject, Organization, routes!(secrets::http::remove))
         .mount(UseWorkspace, Workspace, routes!(workspaces::http::open))
         .mount(SeeWorkspace, Workspace, routes!(workspaces::http::list))
         .mount(SeeWorkspace, Workspace, routes!(workspaces::http::show))
@@ -109,7 +114,8 @@ pub(crate) fn build(app: &App) -> (Router, OpenApi, Vec<RouteEntry>) {
         .mount(ActAsGateway, Organization, routes!(gateways::http::activity))
         .mount(ActAsHost, Organization, routes!(hosts::http::register))
         .mount(ActAsHost, Organization, routes!(hosts::http::sync))
-        .mount(ActAsHost, Organization, routes!(hosts::http::pass));
+        .mount(ActAsHost, Organization, routes!(hosts::http::pass))
+        .mount(ActAsHost, Organization, routes!(secrets::http::give));
     let (router, description) = routes.router.split_for_parts();
     let router = router
         .fallback(|| async { super::errors::not_found("that route").into_response() })

@@ -45,6 +45,9 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("POST", "/v1/commands/{id}/cancel", "", "yyy--y--0"),
     ("GET", "/v1/audit", "", "yy------0"),
     ("POST", "/v1/keys/rotate", "", "yy------0"),
+    ("GET", "/v1/secrets", "", "yy------0"),
+    ("PUT", "/v1/secrets/{name}", r#"{"value":"x"}"#, "yy------0"),
+    ("DELETE", "/v1/secrets/{name}", "", "yy------0"),
     ("POST", "/v1/workspaces/{slug}/links", r#"{"service":"web"}"#, "yy---y--0"),
     ("GET", "/v1/workspaces/{slug}/links", "", "yyyy-y--0"),
     ("DELETE", "/v1/links/{link}", "", "yy---y--0"),
@@ -60,6 +63,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("POST", "/v1/host/register", "", "------y-0"),
     ("POST", "/v1/host/sync", "", "------y-0"),
     ("POST", "/v1/host/pass", "", "------y-0"),
+    ("POST", "/v1/host/secrets", r#"{"workspace":"{workspace}","names":["set"]}"#, "------y-0"),
     // Last: it takes the workspace away.
     ("DELETE", "/v1/workspaces/{slug}", r#"{"dry_run":true}"#, "yy------0"),
 ];
@@ -119,8 +123,9 @@ async fn every_caller_gets_through_exactly_where_the_matrix_says() {
         for (method, path, body, expected) in CASES {
             let path = path.replace("{slug}", "ws").replace("{project}", "demo").replace("{id}", &command);
             let path = path.replace("{link}", link.id.as_str());
-            let path = path.replace("{snapshot}", snapshot.as_str());
+            let path = path.replace("{snapshot}", snapshot.as_str()).replace("{name}", "a_secret");
             let body = body.replace("{new}", CommandId::generate().as_str());
+            let body = body.replace("{workspace}", opened.id.as_str());
             let method: Method = method.parse().expect("a method");
             let (status, answer) =
                 client.raw(method.clone(), &path, body.into_bytes().into()).await.expect("an answer");

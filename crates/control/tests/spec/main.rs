@@ -14,4 +14,5 @@ mod opening;
 mod projects;
 mod races;
 mod records;
+mod secrets;
 mod usage;
