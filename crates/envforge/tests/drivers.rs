@@ -405,7 +405,7 @@ async fn ensure_is_idempotent(subject: &dyn Subject, rig: &Rig) {
     let both = vec![spec_of(subject.kind(), None, &fields), spec_of(subject.kind(), Some("web"), &of_web)];
     for resources in [both.clone(), both] {
         let (processes, restart, stopped) = (vec![], BTreeSet::new(), BTreeSet::new());
-        let update = Ask::Update { processes, resources, restart, stopped, generation: Generation(2) };
+        let update = Ask::Update { processes, resources, restart, stopped, generation: Generation(2), secrets: vec![] };
         seat.runtime().supervisor.ask(update).await.expect("accepted");
         // What changed is prepared behind the answer.
         let kept = async {

@@ -18,6 +18,7 @@ mod plan;
 mod reconcile;
 mod report;
 mod runtime;
+mod secrets;
 pub mod shell;
 pub mod storage;
 pub mod streams;

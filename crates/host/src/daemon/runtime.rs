@@ -3,6 +3,7 @@
 
 use super::{
     hub::{Hub, Workspace},
+    secrets::{self, Given},
     shell,
     values::{self, Values},
 };
@@ -10,7 +11,7 @@ use crate::{
     resources::{self, storage::Place},
     supervise::{
         protocol::{ProcessSpec, ResourceSpec, RuntimeSpec, SeedStep, SetupStep, VERSION},
-        redact::Redactor,
+        redact::{MASK, Redactor},
         setup::{Done, read_done},
     },
     system::{
@@ -55,6 +56,8 @@ pub(super) struct Description {
     pub(super) resolution: Resolution,
     /// Values to mask.
     pub(super) secrets: Vec<Secret>,
+    /// What the organization gave.
+    pub(super) given: Given,
     values: Values,
 }
 
@@ -100,21 +103,23 @@ impl Description {
 ///
 /// # Errors
 /// When the disk refuses. What is wrong with one service blocks that service alone.
-pub(super) async fn describe(intent: &WorkspaceIntent, sandbox: &Sandbox) -> Result<Description, Trouble> {
+pub(super) async fn describe(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sandbox) -> Result<Description, Trouble> {
     let system = |e: SystemError| Trouble::new(e.to_string(), e.hint);
     let found = shell::read_manifests(sandbox, &intent.spec).await;
     let resolution = resolve(&intent.spec, &found, &shell::facts(intent));
     let values = values::complete(sandbox, &resolution.resources).map_err(system)?;
+    let given =
+        secrets::fetch(hub, &sandbox.dir, &intent.workspace, &intent.project, &resolution).await.map_err(system)?;
     let done = read_done(&sandbox.dir, Layer::Runtime);
     let each = |r| resource(r, &values, &done, sandbox, intent.storage_url.as_deref());
     let resources: Vec<ResourceSpec> = resolution.resources.iter().map(each).collect();
     let mut processes = Vec::new();
     for service in &resolution.services {
-        processes.extend(processes_of(sandbox, service, &resources, &values, &done));
+        processes.extend(processes_of(sandbox, service, &resources, &values, &given, &done));
     }
-    let secrets = values.secrets().cloned().collect();
+    let secrets = values.secrets().chain(given.masked()).cloned().collect();
     shell::write_context(sandbox, intent, &found).map_err(system)?;
-    Ok(Description { processes, resources, resolution, secrets, values })
+    Ok(Description { processes, resources, resolution, secrets, given, values })
 }
 
 fn resource(
@@ -153,20 +158,14 @@ fn processes_of(
     service: &ResolvedService,
     resources: &[ResourceSpec],
     values: &Values,
+    given: &Given,
     done: &Done,
 ) -> Vec<ProcessSpec> {
-    let (declared, unset_secret) = declared_environment(service, resources);
+    let (declared, unset) = declared_environment(service, resources, given);
     let mut environment: BTreeMap<String, Secret> =
         base_environment(&sandbox.accounts.user).into_iter().map(|(name, value)| (name, Secret::new(value))).collect();
-    environment.extend(declared.iter().cloned());
-    let blocked = service.blocked.clone().or_else(|| {
-        unset_secret.map(|name| {
-            Trouble::new(
-                format!("the secret {name} is not set"),
-                "secrets are not part of this version: write a value into `environment`",
-            )
-        })
-    });
+    environment.extend(declared.into_iter().map(|variable| (variable.name, variable.value)));
+    let blocked = service.blocked.clone().or(unset);
     let data = values.data_of(service.declared.keys().copied());
     let setup = service.setup.iter().filter(|step| step.layer == Layer::Runtime).filter_map(|step| {
         let name = format!("{}.{}", service.name, step.name);
@@ -201,14 +200,24 @@ fn processes_of(
     all
 }
 
-/// What the service declared, with `PORT`; and the first secret that is not set.
+/// A variable of a service.
+struct Variable {
+    name: String,
+    value: Secret,
+    /// It is a secret as a whole, however short.
+    hidden: bool,
+}
+
+/// What the service declared, with `PORT`; and what is wrong with the first secret that is not there.
 fn declared_environment(
     service: &ResolvedService,
     resources: &[ResourceSpec],
-) -> (Vec<(String, Secret)>, Option<String>) {
+    given: &Given,
+) -> (Vec<Variable>, Option<Trouble>) {
     let mut all = Vec::new();
     let mut unset = None;
     for (name, value) in &service.environment {
+        let hidden = matches!(value, EnvValue::Secret { .. });
         let value = match value {
             EnvValue::Known { text } => Some(Secret::new(text.clone())),
             EnvValue::Resource { kind, field } => {
@@ -217,16 +226,19 @@ fn declared_environment(
                 of_kind.filter(its).find_map(|r| r.fields.get(field).cloned())
             }
             EnvValue::Secret { name } => {
-                unset.get_or_insert_with(|| name.clone());
-                None
+                let value = given.get(name).cloned();
+                if value.is_none() {
+                    unset.get_or_insert_with(|| given.missing(name));
+                }
+                value
             }
         };
         if let Some(value) = value {
-            all.push((name.clone(), value));
+            all.push(Variable { name: name.clone(), value, hidden });
         }
     }
     if let Some(port) = service.http_port {
-        all.push(("PORT".into(), Secret::new(port.to_string())));
+        all.push(Variable { name: "PORT".into(), value: Secret::new(port.to_string()), hidden: false });
     }
     (all, unset)
 }
@@ -248,16 +260,17 @@ pub(super) fn write_env_files(
     let tree = Beneath::open(&sandbox.files())?;
     tree.ensure_dir(Path::new(".envforge/env"), 0o700, &sandbox.accounts.user)?;
     for service in description.resolution.services.iter().filter(|service| is_wanted(&service.name)) {
-        let (declared, _) = declared_environment(service, &description.resources);
+        let (declared, _) = declared_environment(service, &description.resources, &description.given);
         let mut text = String::new();
-        for (name, value) in &declared {
+        for Variable { name, value, .. } in &declared {
             text.push_str(&format!("{name}={}\n", quoted(value.expose())));
         }
         let path = PathBuf::from(format!(".envforge/env/{}.env", service.name));
         tree.write(&path, text.as_bytes(), 0o600, &sandbox.accounts.user)?;
+        let shown = |v: &Variable| if v.hidden { MASK.to_owned() } else { redactor.clean(v.value.expose()) };
         let variables = declared
             .into_iter()
-            .map(|(name, value)| EnvVariable { shown: redactor.clean(value.expose()), name, value })
+            .map(|variable| EnvVariable { shown: shown(&variable), name: variable.name, value: variable.value })
             .collect();
         let bytes = serde_json::to_vec(&EnvFile { variables }).unwrap_or_default();
         files::write_whole(&own.join(format!("{}.json", service.name)), &bytes, 0o600)?;
@@ -295,7 +308,8 @@ pub(super) async fn write_spec(
     sandbox: &Sandbox,
 ) -> Result<(RuntimeSpec, Description), Trouble> {
     let system = |e: SystemError| Trouble::new(e.to_string(), e.hint);
-    let description = describe(intent, sandbox).await?;
+    secrets::forget_former(&sandbox.dir).map_err(system)?;
+    let description = describe(hub, intent, sandbox).await?;
     ensure_templates(hub, &description).await?;
     write_env_files(sandbox, &description, |_| true).map_err(system)?;
     let trigger = match &intent.runtime {

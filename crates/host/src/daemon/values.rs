@@ -3,7 +3,6 @@
 
 use crate::{
     resources::{self, storage::Keyring},
-    supervise::redact::Redactor,
     system::{SystemError, files, sandbox::Sandbox},
 };
 use envforge_api::{
@@ -172,12 +171,6 @@ impl Values {
     pub(super) fn secrets(&self) -> impl Iterator<Item = &Secret> {
         let of_storage = self.storage.all().map(|bucket| &bucket.keys.secret_key);
         self.passwords.values().chain(self.passwords_of_services.values()).chain(of_storage)
-    }
-
-    /// Masks it.
-    #[must_use]
-    pub(super) fn redactor(&self) -> Redactor {
-        Redactor::new(self.secrets())
     }
 }
 

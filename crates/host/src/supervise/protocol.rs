@@ -177,6 +177,9 @@ pub enum Ask {
         stopped: BTreeSet<String>,
         /// The intent this fulfils.
         generation: Generation,
+        /// What is to be masked from now on, beside what was before.
+        #[serde(default)]
+        secrets: Vec<Secret>,
     },
     /// Shell-layer set-up of these services ended: they may start, or are blocked by what went wrong.
     Release {
@@ -230,6 +233,9 @@ pub struct ResetOrder {
     pub processes: Vec<ProcessSpec>,
     /// Every resource that any service needs from then on.
     pub resources: Vec<ResourceSpec>,
+    /// What is to be masked from then on, beside what was before.
+    #[serde(default)]
+    pub secrets: Vec<Secret>,
 }
 
 /// A command to be run in a service's environment.
@@ -241,6 +247,9 @@ pub struct RunOrder {
     pub source: String,
     /// Parts, run one after the other until one fails: a title (`backend: unit`), shell command or argv.
     pub parts: Vec<RunPart>,
+    /// What is to be masked from now on, beside what was before.
+    #[serde(default)]
+    pub secrets: Vec<Secret>,
 }
 
 /// One part of a run.

@@ -1,7 +1,7 @@
 //! Masks secret values in everything a workspace's processes print.
 //!
-//! A secret has several forms: as it is, URL-encoded, and in base64 wherever in the encoded text it begins. Each is
-//! masked wherever it stands. Output comes line by line, and a form may be cut by the end of a line: a piece of one that
+//! A secret has several forms: as it is, URL-encoded (in the ways of URLs, of forms and of JavaScript), escaped as in JSON,
+//! and in base64 wherever in the encoded text it begins. Each is masked wherever it stands. Output comes line by line, and a form may be cut by the end of a line: a piece of one that
 //! touches the edge of its line is masked as well, whatever the other lines say. Fewer than [`SHORTEST`] characters on
 //! one side of a cut stay: they are any word's beginning or end.
 
@@ -45,7 +45,14 @@ impl Redactor {
                 needles.push(encoding.encode(plain.as_bytes()));
                 needles.extend((0..3).map(|offset| encoded_within(&encoding, plain.as_bytes(), offset)));
             }
-            needles.extend([true, false].map(|upper| url_encoded(plain, upper)));
+            for kept in ["-._~", "-._~!'()*"] {
+                for upper in [true, false] {
+                    let encoded = url_encoded(plain, upper, kept);
+                    needles.push(encoded.replace("%20", "+"));
+                    needles.push(encoded);
+                }
+            }
+            needles.push(json_escaped(plain));
         }
         needles.retain(|needle| needle.len() >= SHORTEST);
         needles.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
@@ -78,8 +85,8 @@ impl Redactor {
                 // The middle of one that goes over three lines or more.
                 return Some(format!("{}{MASK}{}", &text[..start], &text[start + inner.len()..]));
             }
-            from = from.max(start + longest(needle, |piece| inner.starts_with(piece), Edge::First));
-            to = to.min(start + inner.len() - longest(needle, |piece| inner.ends_with(piece), Edge::Last));
+            from = from.max(start + longest(needle, inner, Edge::First));
+            to = to.min(start + inner.len() - longest(needle, inner, Edge::Last));
         }
         if (from, to) == (start, start + inner.len()) {
             return None;
@@ -104,14 +111,15 @@ enum Edge {
     Last,
 }
 
-/// Length of the longest piece of a needle that is there, in octets; 0 for one that is too short to mean anything.
-fn longest(needle: &str, is_there: impl Fn(&str) -> bool, edge: Edge) -> usize {
-    let lengths = (SHORTEST..needle.len()).rev();
-    let piece = |length: usize| match edge {
-        Edge::First => needle.get(needle.len() - length..),
-        Edge::Last => needle.get(..length),
+/// Length of the longest piece of a needle at the edge of a line, in octets; 0 for one that is too short to mean anything.
+fn longest(needle: &str, line: &str, edge: Edge) -> usize {
+    // A piece is no longer than its line, however long the secret is.
+    let lengths = (SHORTEST..needle.len().min(line.len() + 1)).rev();
+    let is_there = |length: &usize| match edge {
+        Edge::First => needle.get(needle.len() - length..).is_some_and(|piece| line.starts_with(piece)),
+        Edge::Last => needle.get(..*length).is_some_and(|piece| line.ends_with(piece)),
     };
-    lengths.filter_map(piece).find(|piece| is_there(piece)).map_or(0, str::len)
+    lengths.into_iter().find(is_there).unwrap_or_default()
 }
 
 /// What base64 of any text that holds `plain`, `offset` octets past a multiple of three, holds for certain: without the
@@ -125,10 +133,16 @@ fn encoded_within(encoding: &Encoding, plain: &[u8], offset: usize) -> String {
     text.get(before..text.len() - after).unwrap_or_default().to_owned()
 }
 
-fn url_encoded(text: &str, upper: bool) -> String {
+fn json_escaped(text: &str) -> String {
+    let quoted = serde_json::to_string(text).unwrap_or_default();
+    quoted.trim_start_matches('"').strip_suffix('"').unwrap_or_default().to_owned()
+}
+
+/// Percent-encoded but for letters, digits and these.
+fn url_encoded(text: &str, upper: bool, kept: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+        if byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte) {
             out.push(char::from(byte));
         } else {
             // Writing to a String cannot fail.
@@ -171,6 +185,29 @@ mod tests {
         let text = "a p@ss w0rd! b cEBzcyB3MHJkIQ== c p%40ss%20w0rd%21 d p%40ss%20w0rd%21 e";
         assert_eq!(redactor.clean(text), "a *** b ***== c *** d *** e");
         assert_eq!(Redactor::new(&[Secret::new("abc".into())]).clean("abc"), "abc");
+    }
+
+    #[test]
+    fn a_secret_is_masked_as_forms_javascript_and_json_write_it() {
+        let redactor = Redactor::new(&[Secret::new("it's \"q\" (a+b)\\*".into())]);
+        for written in [
+            "it%27s+%22q%22+%28a%2Bb%29%5C%2A",
+            "it%27s%20%22q%22%20%28a%2bb%29%5c%2a",
+            "it's%20%22q%22%20(a%2Bb)%5C*",
+            r#"it's \"q\" (a+b)\\*"#,
+        ] {
+            assert_eq!(redactor.clean(&format!("a {written} b")), "a *** b", "{written}");
+        }
+    }
+
+    #[test]
+    fn a_secret_of_several_lines_is_masked_on_each_and_where_it_is_written_as_one() {
+        let lines = ["-----BEGIN KEY-----", "MIIEvQIBADANBgkqhkiG", "9w0BAQEFAASCBKcwggSj", "-----END KEY-----"];
+        let redactor = Redactor::new(&[Secret::new(lines.join("\n"))]);
+        for line in lines {
+            assert_eq!(redactor.clean(line), "***");
+        }
+        assert_eq!(redactor.clean(&format!("{{\"key\":\"{}\"}}", lines.join("\\n"))), "{\"key\":\"***\"}");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use envforge_api::{
     generation::Generation,
     host::{Activity, Moment, StartVerdict, StepReport},
     ids::CommandId,
+    secret::Secret,
     states::{RuntimeState, Stated, Trouble},
     stream::LogLevel,
     time::{BootMillis, Timestamp},
@@ -288,14 +289,21 @@ impl Runtime {
         }
         match ask {
             Ask::Hello { .. } => return Answer::Hello { version: VERSION, instance: self.spec.instance.clone() },
-            Ask::Update { processes, resources, restart, stopped, generation } => {
+            Ask::Update { processes, resources, restart, stopped, generation, secrets } => {
+                self.mask(&secrets);
                 self.update_resources(resources);
                 self.generation = self.generation.max(generation);
                 self.update(processes, &restart, stopped);
             }
             Ask::Release { services } => self.released.extend(services),
-            Ask::Run(order) => return self.begin_run(order),
-            Ask::Reset(order) => return self.begin_reset(order),
+            Ask::Run(order) => {
+                self.mask(&order.secrets);
+                return self.begin_run(order);
+            }
+            Ask::Reset(order) => {
+                self.mask(&order.secrets);
+                return self.begin_reset(order);
+            }
             Ask::CancelRun { id } => self.cancel_run(&id),
             Ask::Hold { until } => self.hold_until = until,
             Ask::Traffic { age_ms } => {
@@ -311,6 +319,19 @@ impl Runtime {
             Ask::Sleep { reason } => self.go_to_sleep(reason),
         }
         Answer::Accepted
+    }
+
+    /// Masks these as well from now on. What something may still have is masked until this runtime's end.
+    fn mask(&mut self, secrets: &[Secret]) {
+        let known = self.spec.secrets.len();
+        for new in secrets {
+            if !self.spec.secrets.contains(new) {
+                self.spec.secrets.push(new.clone());
+            }
+        }
+        if self.spec.secrets.len() > known {
+            self.shared.logs.set_redactor(Redactor::new(&self.spec.secrets));
+        }
     }
 
     /// Starts whatever can be started now.

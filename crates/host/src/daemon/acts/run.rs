@@ -59,7 +59,7 @@ pub(super) async fn run(
 ) -> Result<ActReport, Trouble> {
     let sandbox = ready_sandbox(hub, workspace).await?;
     let intent = workspace.intent.borrow().clone();
-    let description = runtime::describe(&intent, &sandbox).await?;
+    let description = runtime::describe(hub, &intent, &sandbox).await?;
     if let RunTarget::Reset { kinds } = &spec.target {
         return reset(hub, workspace, id, &description, kinds).await;
     }
@@ -74,6 +74,7 @@ pub(super) async fn run(
         id: id.clone(),
         source: "run".into(),
         parts: parts.iter().map(|part| runtime_part(&description, part)).collect(),
+        secrets: description.secrets.clone(),
     };
     supervisor.ok_or_else(gone)?.ask(Ask::Run(order)).await?;
     Ok(follow(workspace, id).await.unwrap_or_else(|| interrupted(id)))
@@ -245,7 +246,7 @@ async fn run_in_shell(
         }
         let Some(service) = description.resolution.services.iter().find(|s| s.name == part.service) else { continue };
         let entry = Entry::new(sandbox, As::User, &group, &part.directory);
-        let environment = shell::shell_variables(sandbox, service);
+        let environment = shell::shell_variables(sandbox, service, &description.given);
         let mut child =
             process::spawn(&entry, &part.argv, &environment).map_err(|e| Trouble::new(e.to_string(), e.hint))?;
         let (out, err) = (child.stdout.take(), child.stderr.take());

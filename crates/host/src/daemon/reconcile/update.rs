@@ -51,7 +51,7 @@ pub(super) async fn update(
         .collect();
     // A restart may be the first to ask for a database.
     let described = async {
-        let description = runtime::describe(intent, &made).await?;
+        let description = runtime::describe(hub, intent, &made).await?;
         runtime::ensure_templates(hub, &description).await?;
         Ok(description)
     };
@@ -94,7 +94,8 @@ pub(super) async fn update(
     memory.spec = Some(next);
     let waits_for_shell = fresh.iter().any(|p| p.awaits_shell);
     let hold = supervisor.ask(Ask::Hold { until: intent.hold_until }).await;
-    let asked = Ask::Update { processes: fresh, resources, restart, stopped, generation: intent.generation };
+    let (generation, secrets) = (intent.generation, description.secrets.clone());
+    let asked = Ask::Update { processes: fresh, resources, restart, stopped, generation, secrets };
     match hold.and(supervisor.ask(asked).await) {
         Ok(()) => {
             remember_restarts(&made, intent, memory);
@@ -141,6 +142,9 @@ fn renewed(
     };
     resources.extend(spec.resources.iter().filter(|kept| !declared(kept)).cloned());
     spec.resources.clone_from(&resources);
+    // What others run with is masked still.
+    spec.secrets
+        .extend(description.secrets.iter().filter(|new| !spec.secrets.contains(new)).cloned().collect::<Vec<_>>());
     (spec, resources)
 }
 
@@ -186,7 +190,7 @@ async fn begin_reset(
     let made = spec.sandbox.clone();
     // From here on it is wiped whatever happens: by this runtime, or by the next one.
     values::renew(&made.dir, &reset.kinds).map_err(|e| Trouble::new(e.to_string(), e.hint))?;
-    let description = runtime::describe(intent, &made).await?;
+    let description = runtime::describe(hub, intent, &made).await?;
     let of_kind = description.resources.iter().filter(|known| reset.kinds.contains(&known.resource.kind));
     let consumers: BTreeSet<&ServiceName> = of_kind.flat_map(|known| &known.resource.consumers).collect();
     let uses = |process: &&ProcessSpec| consumers.iter().any(|service| service.as_str() == process.service);
@@ -198,7 +202,13 @@ async fn begin_reset(
     keep(&made, &next);
     memory.spec = Some(next);
     let waits_for_shell = fresh.iter().any(|process| process.awaits_shell);
-    let order = ResetOrder { id: reset.id.clone(), kinds: reset.kinds.clone(), processes: fresh, resources };
+    let order = ResetOrder {
+        id: reset.id.clone(),
+        kinds: reset.kinds.clone(),
+        processes: fresh,
+        resources,
+        secrets: description.secrets.clone(),
+    };
     supervisor.ask(Ask::Reset(order)).await?;
     if waits_for_shell {
         set_up_behind(hub, workspace, intent.clone(), made, setup);

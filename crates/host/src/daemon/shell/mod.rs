@@ -10,7 +10,7 @@ pub(super) use context::readme;
 pub use context::write as write_context;
 pub use git::{find_branch, inspect_work, tidy_caches};
 pub use manifests::{facts, read as read_manifests, show_faces};
-pub(crate) use setup::shell_variables;
+pub(in crate::daemon) use setup::shell_variables;
 pub use setup::{run_setup, step_digest};
 
 use crate::{

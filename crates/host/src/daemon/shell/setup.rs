@@ -4,7 +4,7 @@ use super::manifests::facts;
 use crate::{
     daemon::{
         hub::{Hub, Workspace},
-        values::Values,
+        secrets::{self, Given},
     },
     supervise::{
         logs::Logs,
@@ -66,11 +66,16 @@ pub async fn run_setup(
     let found = super::read_manifests(sandbox, &intent.spec).await;
     super::show_faces(hub, workspace, &intent.spec, &found);
     let resolution = resolve(&intent.spec, &found, &facts(intent));
+    let given = secrets::fetch(hub, &sandbox.dir, &intent.workspace, &intent.project, &resolution).await;
+    let given = given.unwrap_or_else(|error| {
+        tracing::error!(%error, workspace = %workspace.id, "secrets cannot be kept: set-up steps go without");
+        Given::default()
+    });
     // A step may print what lies in the workspace, the files of the services' environments among it.
-    let logs = Logs::new(sandbox.dir.join("logs"), Values::of(&sandbox.dir).redactor());
+    let logs = Logs::new(sandbox.dir.join("logs"), secrets::redactor(&sandbox.dir));
     let services = resolution.services.iter().filter(|s| s.setup.iter().any(|step| step.layer == Layer::Shell));
     let runs = services.map(|service| async {
-        let outcome = run_service(hub, workspace, sandbox, &logs, service).await;
+        let outcome = run_service(hub, workspace, sandbox, &logs, service, &given).await;
         (service.name.clone(), outcome.err())
     });
     futures_util::future::join_all(runs).await.into_iter().collect()
@@ -82,6 +87,7 @@ async fn run_service(
     sandbox: &Sandbox,
     logs: &Logs,
     service: &ResolvedService,
+    given: &Given,
 ) -> Result<(), Trouble> {
     let say = |name: &str, state: CommandState, exit_code: Option<i32>| {
         workspace.steps.send_modify(|steps| {
@@ -115,7 +121,7 @@ async fn run_service(
         logs.write("setup", LogLevel::Info, &format!("{name}: begins"));
         let mut code = 0;
         for command in &step.run {
-            code = run_one(sandbox, &of_step, logs, service, command).await?;
+            code = run_one(sandbox, &of_step, logs, (service, given), command).await?;
             if code != 0 {
                 break;
             }
@@ -143,12 +149,21 @@ async fn run_service(
     Ok(())
 }
 
-/// Variables of a shell-layer step: those whose values need no resource and no secret.
-pub(crate) fn shell_variables(sandbox: &Sandbox, service: &ResolvedService) -> BTreeMap<String, String> {
+/// Variables of a shell-layer step: those whose values need no resource. A secret that is not set is left out.
+pub(in crate::daemon) fn shell_variables(
+    sandbox: &Sandbox,
+    service: &ResolvedService,
+    given: &Given,
+) -> BTreeMap<String, String> {
     let mut all = base_environment(&sandbox.accounts.user);
     for (name, value) in &service.environment {
-        if let EnvValue::Known { text } = value {
-            all.insert(name.clone(), text.clone());
+        let value = match value {
+            EnvValue::Known { text } => Some(text.clone()),
+            EnvValue::Secret { name } => given.get(name).map(|value| value.expose().to_owned()),
+            EnvValue::Resource { .. } => None,
+        };
+        if let Some(value) = value {
+            all.insert(name.clone(), value);
         }
     }
     if let Some(port) = service.http_port {
@@ -161,12 +176,12 @@ async fn run_one(
     sandbox: &Sandbox,
     group: &Group,
     logs: &Logs,
-    service: &ResolvedService,
+    (service, given): (&ResolvedService, &Given),
     command: &str,
 ) -> Result<i32, Trouble> {
     let directory = Path::new(WORKSPACE).join(&service.directory);
     let entry = Entry::new(sandbox, As::User, group, directory);
-    let environment = shell_variables(sandbox, service);
+    let environment = shell_variables(sandbox, service, given);
     let mut child = process::spawn(&entry, &process::shell(command), &environment).map_err(super::trouble)?;
     let copy = |stream| {
         let logs = logs.clone();
