@@ -195,16 +195,18 @@ impl Seat {
     }
 
     async fn ready(&mut self) {
+        let mut last = Vec::new();
         let ready = async {
             loop {
                 let snapshot = self.runtime().snapshots.recv().await.expect("it lives");
-                let all = &snapshot.resources;
-                if !all.is_empty() && all.iter().all(|resource| resource.stated.state == ResourceState::Ready) {
+                last = snapshot.resources;
+                if !last.is_empty() && last.iter().all(|resource| resource.stated.state == ResourceState::Ready) {
                     return;
                 }
             }
         };
-        timeout(PATIENCE, ready).await.expect("never ready");
+        let in_time = timeout(PATIENCE, ready).await.is_ok();
+        assert!(in_time, "never ready: {last:#?}");
     }
 
     async fn wake(&mut self, subject: &dyn Subject, fields: &Fields) {
@@ -571,6 +573,37 @@ suite!(postgresql, Some(Postgres));
 suite!(redis, Some(Redis));
 suite!(storage_with_seaweedfs, storage(servers::seaweedfs()));
 suite!(storage_with_minio, storage(servers::minio()));
+
+#[tokio::test]
+async fn a_database_starts_whatever_locks_one_that_was_killed_has_left() {
+    let rig = Rig::new();
+    Postgres.before(&rig).await;
+    let mut seat = rig.seat().await;
+    let fields = Postgres.fields(&seat.sandbox.workspace, None);
+    seat.wake(&Postgres, &fields).await;
+    Postgres.keep(&seat, &fields, "one").await.expect("kept");
+    let data = seat.sandbox.dir.join("data");
+    let locks = ["postgresql/postmaster.pid", "postgresql-socket/.s.PGSQL.5432.lock"].map(|lock| data.join(lock));
+    let owner = seat.sandbox.accounts.resource.clone();
+    let group = seat.sandbox.cgroups.shell_child("other").expect("a group");
+    let entry = Entry::new(&seat.sandbox, As::Resource, &group, "/workspace");
+    let words = ["sleep", "600"].map(str::to_owned);
+    let environment = base_environment(&owner);
+    let other = process::spawn(&entry, &words, &environment).expect("another process of its user");
+    for pid in [String::new(), other.id().expect("a process").to_string()] {
+        seat.lose_everything().await;
+        for lock in &locks {
+            assert!(lock.is_file(), "this is where a server has its lock");
+            // As it is when it was killed while it wrote it, and when its number is another's.
+            fs::write(lock, &pid).expect("written");
+        }
+        seat.wake(&Postgres, &fields).await;
+        assert_eq!(Postgres.kept(&seat, &fields).await, Ok(vec!["one".to_owned()]));
+    }
+    seat.sleep().await;
+    group.kill().expect("killed");
+    rig.end().await;
+}
 
 /// What fork, snapshot and reset do with the objects of one workspace.
 async fn objects_as_a_whole(subject: &Storage, rig: &Rig) {

@@ -18,6 +18,10 @@ use envforge_api::{
 };
 use futures_util::future::LocalBoxFuture;
 use nix::{sys::signal::Signal, unistd::Pid};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags},
+    io::Errno,
+};
 use sql::Door;
 use sqlx::{Connection, PgConnection, Row};
 use std::{
@@ -110,6 +114,24 @@ const fn buffers_mib(size: RuntimeSize) -> u64 {
     }
 }
 
+/// Removes what a server that was killed has left in the place of a lock. Nothing of an earlier one runs when this is
+/// called, and PostgreSQL, which cannot know that, would never start: one that was killed while it wrote such a file left
+/// an empty one, and the process that is named may be another one by now.
+fn forget_earlier(context: &Context) -> io::Result<()> {
+    let lock_of_socket = format!(".s.PGSQL.{}.lock", ResourceKind::Database.port());
+    let socket = context.sandbox.dir.join("data").join(SOCKET);
+    for (dir, lock) in [(data_dir(context), "postmaster.pid"), (socket, &lock_of_socket)] {
+        // Theirs: no link in it is followed.
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(dir, flags, Mode::empty())?;
+        match rustix::fs::unlinkat(dir, lock, AtFlags::empty()) {
+            Err(Errno::NOENT) | Ok(()) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 impl Driver for Postgres {
     fn name(&self) -> &'static str {
         "database"
@@ -127,12 +149,7 @@ impl Driver for Postgres {
             files::ensure_dir_in_theirs(&context.sandbox.dir.join("data").join(SOCKET), 0o700, owner)
                 .map_err(|e| Trouble::new(e.to_string(), e.hint))?;
             if data.is_dir() {
-                if context.sandbox.numbers_processes_itself() {
-                    // It may name another process by now, and PostgreSQL would take that for itself. Nothing of an
-                    // earlier server is left when this is called.
-                    let _ = fs::remove_file(data.join("postmaster.pid"));
-                }
-                return Ok(());
+                return forget_earlier(context).map_err(|e| trouble("start the database", e, "look at the disk"));
             }
             let (template, _) = template::paths(&context.templates, &template::server_version().await?);
             // Made where nobody else can reach it, and put in its place as a whole.

@@ -179,13 +179,6 @@ impl Sandbox {
         self.cgroups.runtime.pids().iter().any(numbered)
     }
 
-    /// Whether processes are numbered from 1 with each life of the namespaces, so that a number in an old file may be
-    /// that of another process.
-    #[must_use]
-    pub const fn numbers_processes_itself(&self) -> bool {
-        self.is_held()
-    }
-
     fn is_pinned(&self) -> bool {
         (!self.is_held() || holder::read(&self.run).is_some()) && self.pins.iter().all(|pin| is_namespace(pin))
     }
