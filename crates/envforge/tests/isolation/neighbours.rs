@@ -203,9 +203,11 @@ fn no_program_inside_gains_rights_and_nothing_is_inherited_from_the_daemon() {
     assert_eq!(field("CapInh"), "0000000000000000");
     let user = local.inside_ok("one", "id -u");
     assert_eq!(field("Groups"), user, "no group but its own");
-    // Terminals work all the same.
-    let tmux = "tmux -S $XDG_RUNTIME_DIR/probe new-session -d 'tty > /tmp/tty; tmux wait-for -S said' && tmux -S $XDG_RUNTIME_DIR/probe wait-for said; cat /tmp/tty";
-    assert!(local.inside_ok("one", tmux).starts_with("/dev/pts/"));
+    // Terminals work all the same. The session stays until it was heard: a tmux without one forgets what was signalled.
+    let terminal = "tmux() { command tmux -S $XDG_RUNTIME_DIR/probe \"$@\"; }; \
+        tmux new-session -d 'tty > /tmp/tty; tmux wait-for -S said; exec sleep 600' && tmux wait-for said && \
+        tmux kill-server; cat /tmp/tty";
+    assert!(local.inside_ok("one", terminal).starts_with("/dev/pts/"));
     // Only the three standard streams, and the one that ls itself opens.
     assert_eq!(local.inside_ok("one", "ls /proc/self/fd | wc -l"), "4");
     // A key ring of the daemon's session would be one that every workspace holds.
