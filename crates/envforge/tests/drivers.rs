@@ -143,7 +143,7 @@ fn spec_of(kind: ResourceKind, service: Option<&str>, fields: &Fields) -> Resour
         extensions: vec![],
         seeds: vec![],
     };
-    ResourceSpec { resource, fields: fields.clone(), blocked: None, seeds: vec![], reset: 0 }
+    ResourceSpec { resource, fields: fields.clone(), blocked: None, seeds: vec![], reset: 0, coming: false }
 }
 
 impl Seat {

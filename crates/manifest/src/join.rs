@@ -201,8 +201,10 @@ impl Join<'_> {
             EnvSource::Literal { value } => value.clone(),
             EnvSource::Resource { kind, field } => {
                 return match self.setting(*kind).mode {
-                    ResourceMode::Managed => Some(EnvValue::Resource { kind: *kind, field: field.clone() }),
-                    ResourceMode::Disabled | ResourceMode::Provided | ResourceMode::Cloud => None,
+                    ResourceMode::Managed | ResourceMode::Provided | ResourceMode::Cloud => {
+                        Some(EnvValue::Resource { kind: *kind, field: field.clone() })
+                    }
+                    ResourceMode::Disabled => None,
                 };
             }
             EnvSource::Secret { name } => return Some(EnvValue::Secret { name: name.clone() }),
@@ -258,16 +260,13 @@ impl Join<'_> {
     fn resource_trouble(&self, manifest: &ServiceManifest) -> Option<Trouble> {
         let mut required = manifest.resources.iter().filter(|(_, declared)| declared.required).map(|(kind, _)| *kind);
         required.find_map(|kind| match self.setting(kind).mode {
-            ResourceMode::Managed => None,
+            // Whether it can be had is known where it is used.
+            ResourceMode::Managed | ResourceMode::Provided | ResourceMode::Cloud => None,
             ResourceMode::Disabled => Some(Trouble::new(
                 format!("it requires the resource `{kind}`, which the project has disabled"),
                 format!(
                     "write `resources: {{ {kind}: managed }}` in the project file, or `required: false` in envforge.yml"
                 ),
-            )),
-            mode @ (ResourceMode::Provided | ResourceMode::Cloud) => Some(Trouble::new(
-                format!("it requires the resource `{kind}`, which is `{mode}` in this project and has no values here"),
-                format!("write `resources: {{ {kind}: managed }}` in the project file"),
             )),
         })
     }

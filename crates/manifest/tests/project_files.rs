@@ -133,11 +133,19 @@ fn a_change_is_told_in_one_line_for_each_difference() {
             "- input backend.public_site_url",
             "~ input web.api_url: route /api → jobs.url",
             "- input web.base",
-            "~ resource cache: managed, one for each service → disabled",
+            "~ resource cache: managed, one for each service → disabled: from each workspace's next wake services get no \
+             cache, and those that require it are blocked; the managed data stays on the host and is there again when the \
+             mode is managed again",
             "~ runtime size: medium → large",
             "- runtime sleep after",
         ]
     );
+    // A mode that is not written is `managed`.
+    let provided = good(&WHOLE.replace("mail: provided", "mail: cloud").replace("database: managed, ", ""));
+    let told = changes(Some(&old), &provided);
+    assert_eq!(told[0], "- resource database");
+    assert!(told[1].starts_with("~ resource mail: provided → cloud: from each workspace's next wake"), "{}", told[1]);
+    assert!(told[1].ends_with("; the values that were set stay set") && told.len() == 2, "{told:?}");
     assert_eq!(changes(None, &new)[..3], ["+ project scheduler", "+ service jobs", "+ service web"]);
     let mut turned = old.clone();
     turned.services.reverse();

@@ -191,8 +191,10 @@ fn a_disabled_required_resource_blocks_and_an_optional_one_is_unset() {
     assert!(backend.environment.iter().all(|(name, _)| name != "SMTP"));
     for mode in ["provided", "cloud"] {
         let all = both(&format!("{PROJECT}resources: {{ database: {mode} }}\n"), WEB, BACKEND);
-        assert!(blocked(&all, "backend").reason.contains(mode));
-        assert_eq!(all.resources[0].mode.as_str(), mode);
+        assert_eq!((all.resources[0].mode.as_str(), &service(&all, "backend").blocked), (mode, &None));
+        let backend = &service(&all, "backend").environment;
+        let reference = |value: &EnvValue| matches!(value, EnvValue::Resource { kind: ResourceKind::Database, .. });
+        assert!(backend.iter().any(|(_, value)| reference(value)), "its host knows the value");
     }
 }
 

@@ -5,6 +5,7 @@ pub mod elsewhere;
 pub mod fixture;
 pub mod local;
 pub mod machine;
+pub mod outside;
 pub mod storage;
 pub mod terminal;
 pub mod visitor;

@@ -7,6 +7,7 @@ mod acts;
 mod control_link;
 pub mod copy;
 mod dial;
+mod elsewhere;
 pub mod hub;
 mod inside;
 mod intents;

@@ -20,8 +20,9 @@ use envforge_api::{
     client::Client,
     dial::{self, AskInside},
     generation::Generation,
-    host::{DesiredRuntime, DesiredShell, Face, WorkspaceIntent},
+    host::{DesiredRuntime, DesiredShell, Face, ResourceReport, WorkspaceIntent},
     public::{Commanded, WakeRequest},
+    resource::ResourceMode,
     states::{ResourceState, RuntimeState, ServiceState},
 };
 use std::{
@@ -79,7 +80,9 @@ fn wanted(intent: &WorkspaceIntent, facts: &RuntimeFacts, faces: &[Face]) -> Wan
     }
     let mut ports: BTreeSet<u16> = faces.iter().flat_map(|face| face.ports.values().copied()).collect();
     let blocked = |state| state == ResourceState::Disabled || state == ResourceState::Blocked;
-    let resources = snapshot.resources.iter().filter(|resource| !blocked(resource.stated.state));
+    // What lies elsewhere has no port here.
+    let here = |r: &&ResourceReport| r.mode == ResourceMode::Managed && !blocked(r.stated.state);
+    let resources = snapshot.resources.iter().filter(here);
     ports.extend(resources.map(|resource| resource.kind.port()));
     if idle && !ports.is_empty() { Wanted::Led(ports) } else { Wanted::Open }
 }
@@ -135,7 +138,8 @@ pub(super) async fn ready(workspace: &Workspace, asked: u16, woken: Generation) 
 
 /// The same while the runtime runs.
 fn port_of(port: u16, snapshot: &Snapshot) -> Port {
-    if let Some(resource) = snapshot.resources.iter().find(|resource| resource.kind.port() == port) {
+    let here = |r: &&ResourceReport| r.mode == ResourceMode::Managed && r.kind.port() == port;
+    if let Some(resource) = snapshot.resources.iter().find(here) {
         return match resource.stated.state {
             ResourceState::Ready => Port::Ready,
             ResourceState::Waking => Port::Coming,

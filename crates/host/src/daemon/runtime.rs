@@ -2,6 +2,7 @@
 //! write env files and the runtime's description.
 
 use super::{
+    elsewhere,
     hub::{Hub, Workspace},
     secrets::{self, Given},
     shell,
@@ -59,13 +60,14 @@ pub(super) struct Description {
     /// What the organization gave.
     pub(super) given: Given,
     values: Values,
+    elsewhere: elsewhere::All,
 }
 
 impl Description {
     /// Names the data that a service uses: its runtime steps are done for these.
     #[must_use]
     pub(super) fn data_of(&self, service: &ResolvedService) -> String {
-        self.values.data_of(service.declared.keys().copied())
+        self.elsewhere.data_of(&self.values, &service.name, service.declared.keys().copied())
     }
 
     /// Whether these resources are servers of the workspace's own.
@@ -111,66 +113,70 @@ pub(super) async fn describe(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sand
     let given =
         secrets::fetch(hub, &sandbox.dir, &intent.workspace, &intent.project, &resolution).await.map_err(system)?;
     let done = read_done(&sandbox.dir, Layer::Runtime);
-    let each = |r| resource(r, &values, &done, sandbox, intent.storage_url.as_deref());
+    let elsewhere = elsewhere::All::of(&resolution.resources, &given);
+    let known = Known { values: &values, given: &given, elsewhere: &elsewhere, done: &done };
+    let each = |r| resource(r, known, sandbox, intent.storage_url.as_deref());
     let resources: Vec<ResourceSpec> = resolution.resources.iter().map(each).collect();
     let mut processes = Vec::new();
     for service in &resolution.services {
-        processes.extend(processes_of(sandbox, service, &resources, &values, &given, &done));
+        processes.extend(processes_of(sandbox, service, &resources, known));
     }
-    let secrets = values.secrets().chain(given.masked()).cloned().collect();
+    let secrets = values.secrets().chain(given.masked()).cloned().chain(elsewhere.masked()).collect();
     shell::write_context(sandbox, intent, &found).map_err(system)?;
-    Ok(Description { processes, resources, resolution, secrets, given, values })
+    Ok(Description { processes, resources, resolution, secrets, given, values, elsewhere })
 }
 
-fn resource(
-    resolved: &ResolvedResource,
-    values: &Values,
-    done: &Done,
-    sandbox: &Sandbox,
-    storage: Option<&str>,
-) -> ResourceSpec {
-    let kind = resolved.kind;
-    let blocked = match resolved.mode {
-        ResourceMode::Managed => resources::driver(kind).program(Place::of(sandbox).home()).err(),
-        ResourceMode::Disabled => None,
-        ResourceMode::Provided | ResourceMode::Cloud => Some(Trouble::new(
-            format!("{kind} is {}, which this version does not do", resolved.mode),
-            format!("set `resources: {{ {kind}: managed }}` in the project file"),
-        )),
+/// What decides the values of resources and services.
+#[derive(Debug, Clone, Copy)]
+struct Known<'a> {
+    values: &'a Values,
+    given: &'a Given,
+    elsewhere: &'a elsewhere::All,
+    done: &'a Done,
+}
+
+fn resource(resolved: &ResolvedResource, known: Known<'_>, sandbox: &Sandbox, storage: Option<&str>) -> ResourceSpec {
+    let (kind, values) = (resolved.kind, known.values);
+    let elsewhere = known.elsewhere.get(resolved);
+    let (fields, blocked) = match (resolved.mode, elsewhere.map(|elsewhere| elsewhere.fields.clone())) {
+        (ResourceMode::Managed, _) => {
+            let blocked = resources::driver(kind).program(Place::of(sandbox).home()).err();
+            (values.fields(kind, resolved.service.as_ref(), storage), blocked)
+        }
+        (ResourceMode::Provided | ResourceMode::Cloud, Some(Ok(fields))) => (fields, None),
+        (ResourceMode::Provided | ResourceMode::Cloud, Some(Err(trouble))) => (BTreeMap::new(), Some(trouble)),
+        (ResourceMode::Disabled | ResourceMode::Provided | ResourceMode::Cloud, _) => (BTreeMap::new(), None),
     };
-    let fields = match resolved.mode {
-        ResourceMode::Managed => values.fields(kind, resolved.service.as_ref(), storage),
-        ResourceMode::Provided | ResourceMode::Cloud | ResourceMode::Disabled => BTreeMap::new(),
-    };
+    let of_data = elsewhere.map(|elsewhere| format!(" {kind} {}", elsewhere.data)).unwrap_or_default();
     let seeds = resolved.seeds.iter().map(|seed| SeedStep {
         name: format!("{kind}.seed.{}", seed.service),
         directory: seed.directory.clone(),
         file: seed.file.clone(),
-        digest: values.data_of([kind]),
+        digest: values.data_of([kind]) + &of_data,
     });
-    let seeds = seeds.filter(|seed| done.get(&seed.name) != Some(&seed.digest)).collect();
-    let reset = values.resets(kind);
-    ResourceSpec { resource: resolved.clone(), fields, blocked, seeds, reset }
+    // What is provided is others' too: nobody fills it unasked.
+    let seeds = seeds.filter(|_| resolved.mode != ResourceMode::Provided);
+    let seeds = seeds.filter(|seed| known.done.get(&seed.name) != Some(&seed.digest)).collect();
+    let coming = elsewhere.is_some_and(|elsewhere| elsewhere.coming);
+    ResourceSpec { resource: resolved.clone(), fields, blocked, seeds, reset: values.resets(kind), coming }
 }
 
 fn processes_of(
     sandbox: &Sandbox,
     service: &ResolvedService,
     resources: &[ResourceSpec],
-    values: &Values,
-    given: &Given,
-    done: &Done,
+    known: Known<'_>,
 ) -> Vec<ProcessSpec> {
-    let (declared, unset) = declared_environment(service, resources, given);
+    let (declared, unset) = declared_environment(service, resources, known.given);
     let mut environment: BTreeMap<String, Secret> =
         base_environment(&sandbox.accounts.user).into_iter().map(|(name, value)| (name, Secret::new(value))).collect();
     environment.extend(declared.into_iter().map(|variable| (variable.name, variable.value)));
     let blocked = service.blocked.clone().or(unset);
-    let data = values.data_of(service.declared.keys().copied());
+    let data = known.elsewhere.data_of(known.values, &service.name, service.declared.keys().copied());
     let setup = service.setup.iter().filter(|step| step.layer == Layer::Runtime).filter_map(|step| {
         let name = format!("{}.{}", service.name, step.name);
         let digest = shell::step_digest(sandbox, &service.directory, step, &data);
-        (done.get(&name) != Some(&digest)).then(|| SetupStep { name, run: step.run.clone(), digest })
+        (known.done.get(&name) != Some(&digest)).then(|| SetupStep { name, run: step.run.clone(), digest })
     });
     let setup: Vec<SetupStep> = setup.collect();
     let awaits_shell = service.setup.iter().any(|step| step.layer == Layer::Shell);
@@ -292,7 +298,10 @@ fn quoted(value: &str) -> String {
 /// # Errors
 /// When it cannot be made.
 pub(super) async fn ensure_templates(hub: &Hub, description: &Description) -> Result<(), Trouble> {
-    let wanted = |r: &ResourceSpec| r.resource.kind == ResourceKind::Database && r.blocked.is_none();
+    let wanted = |r: &ResourceSpec| {
+        let managed = r.resource.mode == ResourceMode::Managed && r.blocked.is_none();
+        managed && r.resource.kind == ResourceKind::Database
+    };
     super::storage::note_need(hub, &description.resources);
     if description.resources.iter().any(wanted) { super::ensure_database_template(hub).await } else { Ok(()) }
 }

@@ -3,8 +3,9 @@
 //! for a description that is made while the control plane is away and for masking what programs print; what it replaced is
 //! masked until the next wake, since something may still have it.
 
-use super::hub::Hub;
+use super::{elsewhere, hub::Hub};
 use crate::{
+    resources::outside,
     supervise::redact::Redactor,
     system::{SystemError, files},
 };
@@ -12,6 +13,7 @@ use envforge_api::{
     client::Client,
     ids::WorkspaceId,
     names::{SecretName, Slug},
+    resource::ResourceMode,
     secret::Secret,
     secrets::{GivenSecrets, WantedSecrets},
     states::Trouble,
@@ -100,6 +102,13 @@ impl Given {
         Trouble::new(format!("the secret {name} is not set"), hint)
     }
 
+    /// These and no others.
+    #[cfg(test)]
+    pub(super) fn with(values: &[(&str, &str)]) -> Self {
+        let value = |(name, value): &(&str, &str)| (name.parse().expect("a name"), Secret::new((*value).to_owned()));
+        Self { values: values.iter().map(value).collect(), ..Self::default() }
+    }
+
     /// What must not be shown.
     pub(super) fn masked(&self) -> impl Iterator<Item = &Secret> {
         self.values.iter().filter(|(name, _)| is_masked(name)).map(|(_, value)| value).chain(&self.former)
@@ -113,14 +122,17 @@ fn is_masked(name: &SecretName) -> bool {
     field.is_none_or(|field| !plain.contains(&field))
 }
 
-/// The secrets that services declare.
+/// The secrets that services declare, and the values of what the project provides.
 fn declared(resolution: &Resolution) -> BTreeSet<SecretName> {
+    let provided = resolution.resources.iter().filter(|resource| resource.mode == ResourceMode::Provided);
+    let provided = provided.flat_map(elsewhere::names).map(|(_, name)| name);
     let values = resolution.services.iter().flat_map(|service| &service.environment);
     values
         .filter_map(|(_, value)| match value {
             EnvValue::Secret { name } => name.parse().ok(),
             EnvValue::Known { .. } | EnvValue::Resource { .. } => None,
         })
+        .chain(provided)
         .collect()
 }
 
@@ -186,7 +198,9 @@ pub(super) fn forget_former(workspace_dir: &Path) -> Result<(), SystemError> {
 pub(super) fn redactor(workspace_dir: &Path) -> Redactor {
     let (values, kept) = (super::values::Values::of(workspace_dir), Kept::of(workspace_dir));
     let given = Given { values: kept.values, former: kept.former, ..Given::default() };
-    Redactor::new(values.secrets().chain(given.masked()))
+    // Programs repeat parts of an address as well.
+    let parts: Vec<Secret> = given.masked().flat_map(outside::masked_value).collect();
+    Redactor::new(values.secrets().chain(&parts))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! what counts as work. Processes are the supervisor's: it starts, adopts, restarts and stops them.
 
 pub mod mail;
+pub mod outside;
 pub mod postgres;
 pub mod redis;
 pub mod storage;

@@ -1,7 +1,7 @@
 //! Everything that can happen to a runtime.
 
 use super::protocol::{Answer, Ask};
-use envforge_api::{ids::CommandId, states::Trouble};
+use envforge_api::{ids::CommandId, names::ServiceName, resource::ResourceKind, states::Trouble};
 use std::process::ExitStatus;
 use tokio::sync::oneshot;
 
@@ -26,6 +26,8 @@ pub(super) enum Event {
     ServerEnded { server: &'static str, run: u64 },
     /// A failed resource server may be tried again.
     ServerDue { server: &'static str, run: u64 },
+    /// How a resource was seen whose server is somewhere else.
+    Outside { kind: ResourceKind, service: Option<ServiceName>, run: u64, trouble: Option<Trouble> },
     /// A setup step began or ended (exit status).
     Step { service: String, step: String, ended: Option<i32> },
     /// The setup of a service came to its end.

@@ -11,6 +11,7 @@ pub mod idle;
 mod link;
 pub mod logs;
 pub mod meter;
+mod outside;
 pub mod process;
 pub mod protocol;
 pub mod redact;

@@ -87,6 +87,9 @@ pub struct ResourceSpec {
     /// How often it was asked to be wiped. What was done of that is in `state/wiped.json`.
     #[serde(default)]
     pub reset: u32,
+    /// Its fields are not known yet: a provisioner is asked for them, and a new description follows.
+    #[serde(default)]
+    pub coming: bool,
 }
 
 /// A file that fills a new database.

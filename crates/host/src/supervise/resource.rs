@@ -13,6 +13,7 @@ use crate::{
 };
 use envforge_api::{
     host::ResourceReport,
+    names::ServiceName,
     resource::{ResourceKind, ResourceMode},
     states::{ResourceState, Stated, Trouble},
     stream::LogLevel,
@@ -99,21 +100,23 @@ pub(super) fn servers(spec: &RuntimeSpec, shared: &Shared, now: Timestamp) -> BT
 
 impl Runtime {
     /// `None` = ready (or nothing to wait for), `Some(None)` = on its way, `Some(Some(_))` = blocked.
-    pub(super) fn resource_trouble(&self, kind: ResourceKind) -> Option<Option<Trouble>> {
-        for server in self.servers.values() {
-            if server.specs.iter().any(|s| s.resource.kind == kind) {
-                return match server.stated.state {
-                    ResourceState::Ready => None,
-                    ResourceState::Waking | ResourceState::Disabled => Some(None),
-                    ResourceState::Blocked => Some(Some(Trouble::new(
-                        server.stated.reason.clone().unwrap_or_default(),
-                        server.stated.hint.clone().unwrap_or_default(),
-                    ))),
-                };
-            }
+    pub(super) fn resource_trouble(&self, kind: ResourceKind, service: &str) -> Option<Option<Trouble>> {
+        let of_kind = |server: &&Server| server.specs.iter().any(|s| s.resource.kind == kind);
+        let server = self.servers.values().find(of_kind).map(|server| &server.stated);
+        if let Some(stated) = server.or_else(|| self.outside(kind, Some(service))) {
+            return match stated.state {
+                ResourceState::Ready => None,
+                ResourceState::Waking | ResourceState::Disabled => Some(None),
+                ResourceState::Blocked => Some(Some(Trouble::new(
+                    stated.reason.clone().unwrap_or_default(),
+                    stated.hint.clone().unwrap_or_default(),
+                ))),
+            };
         }
-        let blocked = self.spec.resources.iter().find(|r| r.resource.kind == kind).and_then(|r| r.blocked.clone());
-        blocked.map(Some)
+        let its = |r: &&ResourceSpec| {
+            r.resource.kind == kind && r.resource.service.as_ref().is_none_or(|owner| owner.as_str() == service)
+        };
+        self.spec.resources.iter().find(its).and_then(|r| r.blocked.clone()).map(Some)
     }
 
     /// The state of the server of a resource, and what is wrong with it; `None` where it has none.
@@ -136,12 +139,17 @@ impl Runtime {
     pub(super) fn resource_reports(&self) -> Vec<ResourceReport> {
         let report = |spec: &ResourceSpec| {
             let kind = spec.resource.kind;
+            let managed = spec.resource.mode == ResourceMode::Managed;
             let server = self.servers.values().find(|s| s.specs.iter().any(|known| known.resource.kind == kind));
+            let server = server.filter(|_| managed);
             let stated = match (server, &spec.blocked, spec.resource.mode) {
                 (_, _, ResourceMode::Disabled) => Stated::plain(ResourceState::Disabled, self.since),
                 (_, Some(trouble), _) => Stated::because(ResourceState::Blocked, self.since, trouble.clone()),
                 (Some(server), None, _) => server.stated.clone(),
-                (None, None, _) => Stated::plain(ResourceState::Ready, self.since),
+                (None, None, _) => self
+                    .outside(kind, spec.resource.service.as_ref().map(ServiceName::as_str))
+                    .cloned()
+                    .unwrap_or_else(|| Stated::plain(ResourceState::Ready, self.since)),
             };
             ResourceReport {
                 kind,
@@ -179,6 +187,7 @@ impl Runtime {
             return;
         }
         self.spec.resources = resources;
+        self.update_outside();
         for (name, server) in servers(&self.spec, &self.shared, Timestamp::now()) {
             match self.servers.get_mut(name) {
                 Some(known) => {
@@ -281,6 +290,7 @@ impl Runtime {
 
     /// No server is started from here on. Those that there are, to be stopped.
     pub(super) fn retire_servers(&mut self) -> Vec<(&'static str, Context)> {
+        self.end_outside();
         for server in self.servers.values_mut() {
             server.wanted = false;
             // News of its end is no failure any more.

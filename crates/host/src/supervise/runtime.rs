@@ -5,6 +5,7 @@ use super::{
     idle,
     logs::Logs,
     meter::Meter,
+    outside::Outside,
     process,
     protocol::{Answer, Ask, Ended, RuntimeSpec, Snapshot, VERSION},
     redact::Redactor,
@@ -89,6 +90,7 @@ pub(super) struct Runtime {
     /// Shown beside `waking` or `awake` when something about the runtime itself is worth telling.
     pub(super) remark: Option<Trouble>,
     pub(super) servers: BTreeMap<&'static str, Server>,
+    pub(super) outside: Vec<Outside>,
     pub(super) services: Vec<Service>,
     pub(super) setups: BTreeMap<String, Setup>,
     pub(super) steps: Vec<StepReport>,
@@ -145,6 +147,7 @@ impl Runtime {
         let wake = Moment { at: now, reason: spec.trigger.clone() };
         let mut runtime = Self {
             servers: super::resource::servers(&spec, &shared, now),
+            outside: super::outside::all(&spec.resources, now),
             generation: spec.generation,
             stopped: spec.stopped.clone(),
             hold_until: spec.hold_until,
@@ -250,6 +253,7 @@ impl Runtime {
             Event::ServerFailed { server, run, trouble } => self.server_failed(server, run, trouble),
             Event::ServerEnded { server, run } => self.server_ended(server, run),
             Event::ServerDue { server, run } => self.server_due(server, run),
+            Event::Outside { kind, service, run, trouble } => self.outside_seen((kind, service.as_ref()), run, trouble),
             Event::Step { service, step, ended } => self.step(&service, &step, ended),
             Event::SetupEnded { service, outcome } => self.setup_ended(&service, outcome),
             Event::RunEnded { id, exit_code, reason } => self.run_ended(&id, exit_code, reason),
@@ -341,6 +345,7 @@ impl Runtime {
         }
         self.advance_reset();
         self.start_servers();
+        self.watch_outside();
         self.start_setups();
         self.start_services();
         self.judge_start();

@@ -6,10 +6,13 @@ use super::{
     setup::{logged, read_done, record_done},
 };
 use crate::{
-    resources::{Context, Share},
+    resources::{
+        Context,
+        outside::{Fields, libpq},
+    },
     system::{enter::base_environment, sandbox::WORKSPACE},
 };
-use envforge_api::{secret::Secret, states::Trouble, stream::LogLevel};
+use envforge_api::{states::Trouble, stream::LogLevel};
 use envforge_manifest::Layer;
 use std::{path::Path, rc::Rc};
 
@@ -19,23 +22,27 @@ use std::{path::Path, rc::Rc};
 /// The first that fails: what it did is undone, and it is tried again at the next wake or restart.
 pub(super) async fn fill(shared: &Rc<Shared>, context: &Context) -> Result<(), Trouble> {
     for share in &context.shares {
-        for seed in &share.seeds {
-            if read_done(&shared.sandbox.dir, Layer::Runtime).get(&seed.name) != Some(&seed.digest) {
-                run(shared, share, seed).await?;
-            }
+        fill_with(shared, &share.fields, &share.seeds).await?;
+    }
+    Ok(())
+}
+
+/// The same for one database.
+///
+/// # Errors
+/// As [`fill`].
+pub(super) async fn fill_with(shared: &Rc<Shared>, fields: &Fields, seeds: &[SeedStep]) -> Result<(), Trouble> {
+    for seed in seeds {
+        if read_done(&shared.sandbox.dir, Layer::Runtime).get(&seed.name) != Some(&seed.digest) {
+            run(shared, fields, seed).await?;
         }
     }
     Ok(())
 }
 
-async fn run(shared: &Rc<Shared>, share: &Share, seed: &SeedStep) -> Result<(), Trouble> {
-    let field = |name: &str| share.fields.get(name).map(Secret::expose).unwrap_or_default().to_owned();
+async fn run(shared: &Rc<Shared>, fields: &Fields, seed: &SeedStep) -> Result<(), Trouble> {
     let mut environment = base_environment(&shared.sandbox.accounts.user);
-    for (name, of) in
-        [("PGHOST", "host"), ("PGPORT", "port"), ("PGUSER", "user"), ("PGPASSWORD", "password"), ("PGDATABASE", "name")]
-    {
-        environment.insert(name.into(), field(of));
-    }
+    environment.extend(libpq(fields));
     environment.insert("PGOPTIONS".into(), "-c client_min_messages=warning".into());
     let words =
         ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "--single-transaction", "-o", "/dev/null", "-f", &seed.file];

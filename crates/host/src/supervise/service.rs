@@ -194,7 +194,7 @@ impl Runtime {
             }
         }
         for kind in &spec.requires {
-            match self.resource_trouble(*kind) {
+            match self.resource_trouble(*kind, &spec.service) {
                 Some(Some(trouble)) => {
                     let reason = format!("its {kind} is blocked: {}", trouble.reason);
                     return Obstacle::Blocked(Trouble::new(reason, trouble.hint));

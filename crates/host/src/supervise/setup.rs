@@ -98,7 +98,9 @@ impl Runtime {
             .iter()
             .filter(|(_, setup)| setup.state == SetupState::Waiting)
             .filter(|(name, setup)| !setup.of.awaits_shell || matches!(self.released.get(*name), Some(None)))
-            .filter(|(_, setup)| setup.of.requires.iter().all(|kind| self.resource_trouble(*kind).is_none()))
+            .filter(|(_, setup)| {
+                setup.of.requires.iter().all(|kind| self.resource_trouble(*kind, &setup.of.service).is_none())
+            })
             .map(|(name, _)| name.clone())
             .collect();
         for name in ready {

@@ -1,5 +1,6 @@
 //! What applying a project file would change, one line for each difference.
 
+use super::modes;
 use envforge_api::{
     project::{BindingValue, ProjectService, ProjectSpec, ResourceSetting},
     resource::ResourceScope,
@@ -19,14 +20,19 @@ pub(crate) fn changes(old: Option<&ProjectSpec>, new: &ProjectSpec) -> Vec<Strin
     lines.extend(services(old, new));
     let (before, after) = (old.map(parts).unwrap_or_default(), parts(new));
     let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let effects = old.map(|old| modes::effects(old, new)).unwrap_or_default();
     for key in keys {
         let name = &key.1;
-        match (before.get(key), after.get(key)) {
-            (None, Some(value)) => lines.push(format!("+ {name}: {value}")),
-            (Some(_), None) => lines.push(format!("- {name}")),
-            (Some(was), Some(is)) if was != is => lines.push(format!("~ {name}: {was} → {is}")),
-            _ => {}
-        }
+        let line = match (before.get(key), after.get(key)) {
+            (None, Some(value)) => format!("+ {name}: {value}"),
+            (Some(_), None) => format!("- {name}"),
+            (Some(was), Some(is)) if was != is => format!("~ {name}: {was} → {is}"),
+            _ => continue,
+        };
+        lines.push(match effects.get(name) {
+            Some(effect) => format!("{line}: {effect}"),
+            None => line,
+        });
     }
     if lines.is_empty() && old.is_some_and(|old| old != new) {
         lines.push("~ order of services or inputs".to_owned());

@@ -1,6 +1,7 @@
 //! Checks one project file: services, how they are bound to each other, who provides resources.
 
 mod changes;
+mod modes;
 mod repo;
 mod routes;
 

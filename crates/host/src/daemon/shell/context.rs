@@ -8,8 +8,8 @@ use crate::system::{
     files::Beneath,
     sandbox::{Sandbox, WORKSPACE},
 };
-use envforge_api::{host::WorkspaceIntent, names::ServiceName};
-use envforge_manifest::{FoundManifest, Layer, Resolution, ResolvedService, resolve};
+use envforge_api::{host::WorkspaceIntent, names::ServiceName, resource::ResourceMode};
+use envforge_manifest::{FoundManifest, Layer, Resolution, ResolvedResource, ResolvedService, resolve};
 use serde_json::json;
 use std::{collections::BTreeMap, fmt::Write, io, path::Path};
 
@@ -114,9 +114,14 @@ fn context(intent: &WorkspaceIntent, resolution: &Resolution) -> serde_json::Val
         "branch": intent.branch,
         "services": resolution.services.iter().map(service).collect::<Vec<_>>(),
         "resources": resolution.resources.iter().map(|r| json!({
-            "kind": r.kind, "mode": r.mode, "port": r.kind.port(), "consumers": r.consumers,
+            "kind": r.kind, "mode": r.mode, "port": port_of(r), "consumers": r.consumers,
         })).collect::<Vec<_>>(),
     })
+}
+
+/// Where it is in the workspace; the address of one that lies elsewhere is nobody's but its services'.
+fn port_of(resource: &ResolvedResource) -> Option<u16> {
+    (resource.mode == ResourceMode::Managed).then(|| resource.kind.port())
 }
 
 fn page(intent: &WorkspaceIntent, resolution: &Resolution) -> String {
@@ -146,14 +151,8 @@ fn page(intent: &WorkspaceIntent, resolution: &Resolution) -> String {
         page.push_str("\n## Resources\n\n");
         for r in &resolution.resources {
             let consumers: Vec<_> = r.consumers.iter().map(ServiceName::as_str).collect();
-            let _ = writeln!(
-                page,
-                "- {} ({}), `localhost:{}`, used by {}",
-                r.kind,
-                r.mode,
-                r.kind.port(),
-                consumers.join(", ")
-            );
+            let at = port_of(r).map_or(String::new(), |port| format!(", `localhost:{port}`"));
+            let _ = writeln!(page, "- {} ({}){at}, used by {}", r.kind, r.mode, consumers.join(", "));
         }
     }
     page.push_str(
