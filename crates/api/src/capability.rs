@@ -32,6 +32,8 @@ words!(
         Env = "env",
         /// See it unmasked. Issuing this right is audited.
         Reveal = "reveal",
+        /// Carry connections of one's own machine to a port of a service or a data service.
+        Forward = "forward",
         /// Connect to a declared port of a service. For gateways alone.
         Dial = "dial",
     }

@@ -13,6 +13,7 @@ pub mod command;
 pub mod copy;
 pub mod dev_host;
 pub mod dial;
+pub mod forward;
 pub mod gateway;
 pub mod generation;
 pub mod home;

@@ -4,12 +4,12 @@
 //! |---|---|---|
 //! | 0 | both | a [`Control`] message in JSON |
 //! | 1 | client | octets for standard input; an empty payload closes it |
-//! | 2 | host | octets of standard output (or the terminal) |
+//! | 2 | host | octets of standard output (or the terminal); of a port an empty payload says that no more come |
 //! | 3 | host | octets of standard error |
 //!
 //! Endpoints of the host's stream API, all `GET` with `Authorization: Bearer <capability>`:
-//! `/host/v1/workspaces/{id}/attach`, `…/exec`, `…/runs/{command}/output`, `…/logs`; `…/env`, `…/mail` and
-//! `…/mail/{message}` are plain JSON.
+//! `/host/v1/workspaces/{id}/attach`, `…/exec`, `…/runs/{command}/output`, `…/logs`, `…/ports/{target}/connect`; `…/env`,
+//! `…/mail`, `…/mail/{message}` and `…/ports/{target}` are plain JSON.
 
 use crate::{names::ServiceName, problem::Problem, resource::ResourceKind, time::Timestamp};
 use serde::{Deserialize, Serialize};

@@ -4,6 +4,7 @@
 //! subcommand; a word that other tools use is answered with the right command (see [`habits`]).
 
 pub(crate) mod habits;
+pub mod ports;
 pub mod programs;
 pub mod secrets;
 pub(crate) mod words;
@@ -62,6 +63,8 @@ pub enum Command {
     Revoke(RevokeArgs),
     /// Open a service in the browser, as yourself.
     Open(OpenArgs),
+    /// Carry a port of this machine to a service or data service, until Ctrl-C; wakes the runtime once.
+    PortForward(ports::PortForwardArgs),
     /// The data services of a workspace: what they are for, who uses them, how they are.
     Resources(ResourcesArgs),
     /// Wipe data services and fill them anew; the services that use them are restarted.

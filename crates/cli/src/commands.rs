@@ -9,6 +9,7 @@ mod identity;
 mod links;
 mod local;
 mod logs;
+mod port_forward;
 mod project;
 mod resources;
 mod run;
@@ -17,6 +18,7 @@ mod services;
 mod status;
 mod up;
 mod wake;
+mod waking;
 mod why;
 mod workspace;
 
@@ -53,6 +55,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Links(args) => links::list(context, args).await,
         Command::Revoke(args) => links::revoke(context, args).await,
         Command::Open(args) => links::open(context, args).await,
+        Command::PortForward(args) => port_forward::run(context, args).await,
         Command::Resources(args) => resources::list(context, args).await,
         Command::Reset(args) => resources::reset(context, args).await,
         Command::Psql(args) => resources::psql(context, args).await,

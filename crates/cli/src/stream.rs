@@ -3,6 +3,7 @@
 pub(crate) mod attach;
 pub(crate) mod cache;
 pub(crate) mod exec;
+pub(crate) mod forward;
 pub(crate) mod framing;
 pub(crate) mod stdin;
 pub(crate) mod terminal;

@@ -3,6 +3,7 @@
 use envforge_testkit::{
     elsewhere::{self, Elsewhere},
     fixture::Fixture,
+    forward::Forward,
     local::Local,
     storage::{self, Stored},
     visitor::{self, Socket},
@@ -125,6 +126,10 @@ fn people_on_another_machine_than_the_host_attach_and_run_commands_through_the_g
     assert!(code == Some(0) && out.contains("PORT=3000"), "{out}{told}");
     let (code, _, told) = run(&["logs", "w", "-n", "1"]);
     assert_eq!(code, Some(0), "{told}");
+    let mut forward = Forward::start(elsewhere.command(&["port-forward", "w", "web", "--json"]));
+    let answer = visitor::get(&format!("http://127.0.0.1:{}/", forward.port()), &[]);
+    assert!(answer.status == 200 && answer.json()["branch"] == "w", "{answer:?}");
+    assert_eq!(forward.interrupt(), Some(0));
     let mut terminal = elsewhere.terminal(&["up", "w"]);
     terminal.wait_for("$ ");
     terminal.type_in("echo it-is-$((40 + 2))\n");

@@ -3,6 +3,7 @@
 pub mod disk;
 pub mod elsewhere;
 pub mod fixture;
+pub mod forward;
 pub mod local;
 pub mod machine;
 pub mod outside;

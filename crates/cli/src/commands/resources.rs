@@ -1,6 +1,6 @@
 //! `resources`, `psql`, `redis` and `mail`: the data services of a workspace, seen, opened and read.
 
-use super::services::service;
+use super::{services::service, waking};
 use crate::{
     args::{ClientArgs, MailArgs, RedisArgs, ResetArgs, ResourcesArgs},
     context::Context,
@@ -13,7 +13,7 @@ use envforge_api::{
     mail::{Inbox, Mail},
     names::Slug,
     problem::{Problem, ProblemKind},
-    public::{Commanded, ResourceView, WakeRequest},
+    public::ResourceView,
     resource::ResourceKind,
     states::{ResourceState, RuntimeState, ShellState},
     stream::ResourceClient,
@@ -91,34 +91,13 @@ pub(super) async fn redis(context: &Context, args: RedisArgs) -> Result<ExitCode
 async fn open(context: &Context, kinds: &[ResourceKind], args: ClientArgs) -> Result<ExitCode, Problem> {
     let owner = args.service.as_deref().map(service).transpose()?;
     let workspace = context.workspace(args.ws.as_deref()).await?;
-    let client = context.client().await?;
-    let awake = |state| matches!(state, RuntimeState::Awake | RuntimeState::Waking);
-    let mut asked = None;
-    if !awake(context.view(&workspace).await?.runtime.stated.state) {
-        let path = format!("/v1/workspaces/{workspace}/wake");
-        let record: Commanded = client.post(&path, &WakeRequest::default()).await?;
-        asked = Some(record.command.generation);
-        context.out.say(&format!("waking {workspace}"));
-    }
-    let kind = wait::until(context, &workspace, |view| {
-        let stated = &view.runtime.stated;
-        if stated.state == RuntimeState::Failed && Some(view.runtime.generation) >= asked {
-            let reason = stated.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-            let message = format!("the runtime of {workspace} failed{reason}");
-            return Err(Problem::new(ProblemKind::Failed, message, stated.hint.clone().unwrap_or_default()));
-        }
-        if !awake(stated.state) {
-            // It has not heard of the wake yet.
-            return Ok(None);
-        }
+    let kind = waking::until(context, &workspace, |view| {
         let of = |kind: &ResourceKind| view.resources.iter().find(|r| r.kind == *kind && r.service == owner);
         let found = kinds.iter().find_map(|kind| of(kind).map(|resource| (*kind, resource)));
         match found {
-            Some((kind, resource)) if resource.stated.state != ResourceState::Waking => Ok(Some(kind)),
-            Some(_) => Ok(None),
+            Some((kind, resource)) => (resource.stated.state != ResourceState::Waking).then_some(kind),
             // The host says which there are.
-            None if stated.state == RuntimeState::Awake => Ok(Some(kinds[0])),
-            None => Ok(None),
+            None => (view.runtime.stated.state == RuntimeState::Awake).then_some(kinds[0]),
         }
     })
     .await?;

@@ -338,7 +338,7 @@ fn gives_up(chunk: &[u8]) -> bool {
 }
 
 /// When to ask for a newer capability: after three quarters of what is left, at least 30 seconds from now.
-fn renew_in(expires_at: Timestamp, now: Timestamp) -> Duration {
+pub(super) fn renew_in(expires_at: Timestamp, now: Timestamp) -> Duration {
     let left = u64::try_from(expires_at.as_second() - now.as_second()).unwrap_or(0);
     Duration::from_secs((left / 4 * 3).max(30))
 }

@@ -52,7 +52,11 @@ pub(super) fn of(workspace: &Workspace, dir: &Path, wanted: &ResourceClient) -> 
     Ok(Program { argv, environment: environment.iter().map(|(name, of)| ((*name).to_owned(), field(of))).collect() })
 }
 
-fn ready(workspace: &Workspace, wanted: &ResourceClient) -> Result<(), Problem> {
+/// Whether a managed resource can be used now.
+///
+/// # Errors
+/// Why not.
+pub(super) fn ready(workspace: &Workspace, wanted: &ResourceClient) -> Result<(), Problem> {
     let kind = wanted.kind;
     let facts = workspace.runtime.borrow();
     let reports = facts.snapshot.as_ref().filter(|_| facts.supervisor.is_some()).map(|s| s.resources.as_slice());

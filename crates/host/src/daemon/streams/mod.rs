@@ -16,6 +16,7 @@ mod guard;
 mod listen;
 mod logs;
 mod output;
+mod ports;
 mod pump;
 mod ready;
 mod routes;

@@ -4,7 +4,7 @@ use super::{
     channel::{self, Kind},
     env, forward,
     guard::Guard,
-    ready,
+    ports, ready,
 };
 use crate::{
     daemon::hub::{Hub, Workspace},
@@ -24,6 +24,7 @@ use axum::{
 };
 use envforge_api::{
     capability::Right,
+    forward::Forwarded,
     ids::{CommandId, WorkspaceId},
     mail::{Inbox, Mail},
     names::ServiceName,
@@ -88,6 +89,8 @@ fn streams() -> Router<Api> {
         .route("/host/v1/workspaces/{id}/exec", get(open_exec))
         .route("/host/v1/workspaces/{id}/logs", get(open_logs))
         .route("/host/v1/workspaces/{id}/runs/{command}/output", get(open_output))
+        .route("/host/v1/workspaces/{id}/ports/{target}", get(show_port))
+        .route("/host/v1/workspaces/{id}/ports/{target}/connect", get(open_port))
         .route("/host/v1/workspaces/{id}/env", get(show_env))
         .route("/host/v1/workspaces/{id}/mail", get(show_inbox))
         .route("/host/v1/workspaces/{id}/mail/{message}", get(show_mail))
@@ -169,6 +172,45 @@ async fn open_output(
     // A name that is none belongs to no run; an id that was just made does not either.
     let kind = Kind::Output(command.parse().unwrap_or_else(|_| CommandId::generate()));
     api.stream(&headers, &id, Right::Run, upgrade, kind).await
+}
+
+/// Whose data service is wanted, where each service has its own.
+#[derive(Debug, Deserialize)]
+struct Owner {
+    #[serde(default)]
+    service: Option<String>,
+}
+
+/// What a target and its owner mean.
+fn wanted(target: &str, owner: Owner) -> Result<ports::Wanted, Problem> {
+    let target = Some(target.parse()?);
+    let unknown = |name: &String| Problem::not_found(format!("service `{name}`"));
+    let service = owner.service.map(|name| name.parse().map_err(|_| unknown(&name))).transpose()?;
+    Ok(ports::Wanted { target, service })
+}
+
+async fn show_port(
+    State(api): State<Api>,
+    Path((id, target)): Path<(String, String)>,
+    headers: HeaderMap,
+    Query(owner): Query<Owner>,
+) -> Result<Json<Forwarded>, Refusal> {
+    let (workspace, _guard) = api.open(&headers, &id, &[Right::Forward]).await?;
+    let dir = api.hub.installation.workspace_dir(&workspace.id);
+    Ok(Json(ports::find(&workspace, &dir, &wanted(&target, owner)?)?))
+}
+
+async fn open_port(
+    State(api): State<Api>,
+    Path((id, target)): Path<(String, String)>,
+    headers: HeaderMap,
+    Query(owner): Query<Owner>,
+    upgrade: Upgrade,
+) -> Answer {
+    // Who may not is told that alone, whatever was asked for.
+    let named = wanted(&target, owner);
+    let kind = Kind::Port(named.unwrap_or(ports::Wanted { target: None, service: None }));
+    api.stream(&headers, &id, Right::Forward, upgrade, kind).await
 }
 
 /// What of an environment is wanted.

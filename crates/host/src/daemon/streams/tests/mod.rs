@@ -8,6 +8,7 @@ use envforge_api::{
     capability::{Capability, Right, SigningKey},
     client::Client,
     command::ActReport,
+    forward::Forwarded,
     ids::{AttachId, CommandId, HostId, WorkspaceId},
     problem::ProblemKind,
     secret::Secret,
@@ -18,11 +19,12 @@ use envforge_api::{
 use host::{control, failed, hear, host, intent, say};
 use std::{fs, sync::Arc, time::Duration};
 
-const STREAMS: [(&str, Right); 4] = [
+const STREAMS: [(&str, Right); 5] = [
     ("attach", Right::Attach),
     ("exec", Right::Exec),
     ("logs", Right::Logs),
     ("runs/cmd_00000000000000000000000000/output", Right::Run),
+    ("ports/web/connect", Right::Forward),
 ];
 
 #[tokio::test]
@@ -81,6 +83,28 @@ async fn a_stream_ends_when_its_session_is_revoked_or_expires_unless_it_was_rene
     assert!(failed(&mut socket).await.message.contains("revoked"));
     host.revoke(&later);
     assert!(failed(&mut renewed).await.message.contains("revoked"));
+}
+
+#[tokio::test]
+async fn a_port_is_told_and_carried_with_its_right_alone_and_not_while_the_runtime_sleeps() {
+    let host = host().await;
+    let client = host.outside(Some(&host.capability(&[Right::Forward])));
+    for (target, kind) in [
+        ("web", ProblemKind::Conflict),
+        ("database", ProblemKind::Conflict),
+        ("other", ProblemKind::Invalid),
+        ("database?service=Other", ProblemKind::NotFound),
+        ("..", ProblemKind::Usage),
+    ] {
+        let path = host.path(&format!("ports/{target}"));
+        let refused = client.get::<Forwarded>(&path).await.expect_err(target);
+        assert_eq!(refused.kind, kind, "{target}: {refused:?}");
+        let others: Vec<Right> = Right::ALL.iter().copied().filter(|other| *other != Right::Forward).collect();
+        let refused = host.outside(Some(&host.capability(&others))).get::<Forwarded>(&path).await.expect_err(target);
+        assert_eq!(refused.kind, ProblemKind::NotFound, "{target}: {refused:?}");
+    }
+    let mut socket = client.websocket(&host.path("ports/web/connect")).await.expect("admitted");
+    assert!(failed(&mut socket).await.message.contains("sleeps"));
 }
 
 #[tokio::test]
