@@ -5,6 +5,7 @@ use crate::{
     generation::Generation,
     ids::{CommandId, SnapshotId, WorkspaceId},
     names::{Branch, ServiceName, Slug},
+    receipt::ResourceReceipt,
     resource::ResourceKind,
     states::{CommandState, words},
     time::Timestamp,
@@ -266,4 +267,7 @@ pub struct CommandView {
     /// What a fork, snapshot or restore cost.
     #[serde(default)]
     pub copied: Option<CopyReport>,
+    /// Of a sleep: what each data service held. Of a wake: whether it held that. Left out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub receipt: Vec<ResourceReceipt>,
 }

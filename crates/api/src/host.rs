@@ -15,6 +15,7 @@ use crate::{
     names::{Branch, ServiceName, Slug},
     problem::Diagnostic,
     project::{ProjectSpec, RuntimeSize},
+    receipt::SleepReceipt,
     resource::{ResourceKind, ResourceMode},
     states::{Health, ResourceState, RuntimeState, ServiceKind, ServiceState, ShellState, Stated, words},
     time::{BootId, BootMillis, Timestamp},
@@ -394,6 +395,9 @@ pub struct ResourceReport {
     pub stated: Stated<ResourceState>,
     /// Services that declared it.
     pub consumers: Vec<ServiceName>,
+    /// What is known of its last sleep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<SleepReceipt>,
 }
 
 /// A setup step.

@@ -27,6 +27,7 @@ pub mod project;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
 pub mod public;
+pub mod receipt;
 pub mod resource;
 pub mod role;
 pub mod secret;

@@ -8,6 +8,7 @@ use crate::{
     names::{Branch, ServiceName, Slug},
     problem::Diagnostic,
     project::{ProjectSpec, RuntimeSize},
+    receipt::SleepReceipt,
     resource::{ResourceKind, ResourceMode},
     role::Role,
     secret::Secret,
@@ -255,6 +256,9 @@ pub struct ResourceView {
     pub consumers: Vec<ServiceName>,
     /// How it is written where it is shown: no password, address or console.
     pub url: String,
+    /// What it held when it fell asleep last, and whether it held that when it woke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<SleepReceipt>,
 }
 
 /// The meter.

@@ -4,6 +4,7 @@
 //! nothing more is written.
 
 pub(crate) mod mail;
+pub(crate) mod receipts;
 pub(crate) mod status;
 pub(crate) mod tables;
 pub(crate) mod times;

@@ -153,6 +153,7 @@ impl Seat {
             version: VERSION,
             instance: RuntimeInstanceId::generate(),
             boot: boot::boot_id().expect("a boot"),
+            previous: None,
             generation: Generation(1),
             sandbox: self.sandbox.clone(),
             trigger: "test".into(),

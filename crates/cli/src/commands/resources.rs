@@ -17,6 +17,7 @@ use envforge_api::{
     resource::ResourceKind,
     states::{ResourceState, RuntimeState, ShellState},
     stream::ResourceClient,
+    time::Timestamp,
 };
 use serde::Serialize;
 use std::{collections::BTreeSet, process::ExitCode};
@@ -36,7 +37,7 @@ pub(super) async fn list(context: &Context, args: ResourcesArgs) -> Result<ExitC
                 "{workspace} has no resources known yet: they are read from each envforge.yml at the first wake"
             );
         }
-        tables::resources(&view.resources)
+        tables::resources(&view.resources, Timestamp::now())
     });
     Ok(ExitCode::SUCCESS)
 }

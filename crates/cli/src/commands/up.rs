@@ -3,6 +3,7 @@
 use crate::{
     args::UpArgs,
     context::{Context, slug},
+    output::receipts,
     stream::{attach, cache, git_identity, terminal},
     wait,
 };
@@ -189,6 +190,8 @@ async fn until_healthy(context: &Context, opened: &Opened) -> Result<ExitCode, P
     };
     let view = context.view(workspace).await?;
     context.out.data(&view, || line(&view));
+    let receipts = receipts::of_view(&view.resources);
+    receipts::warnings(workspace.as_str(), &receipts).iter().for_each(|line| context.out.say(line));
     let sick = not_healthy(&view);
     if !sick.is_empty() {
         return Err(Problem::new(

@@ -1,6 +1,6 @@
 //! `wake` and `sleep`.
 
-use crate::{args::WaitArgs, context::Context, wait};
+use crate::{args::WaitArgs, context::Context, output::receipts, wait};
 use envforge_api::{
     problem::Problem,
     public::{Commanded, WakeRequest},
@@ -28,6 +28,7 @@ pub(super) async fn run(context: &Context, verb: Verb, args: WaitArgs) -> Result
         let reason = record.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         format!("{} {} of {workspace} {}{reason}", record.id, record.kind, record.state)
     });
+    receipts::warnings(workspace.as_str(), &record.receipt).iter().for_each(|line| context.out.say(line));
     if args.wait {
         wait::succeeded(&record)?;
     }

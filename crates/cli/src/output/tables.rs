@@ -1,6 +1,6 @@
 //! Tables: lists of workspaces, command records, usage sessions, audit entries, findings.
 
-use super::times;
+use super::{receipts, times};
 use crate::local::Finding;
 use comfy_table::{ContentArrangement, Table, presets};
 use envforge_api::{
@@ -108,6 +108,7 @@ pub(crate) fn command(c: &CommandView) -> String {
     if let Some(reason) = &c.reason {
         lines.push(format!("  reason      {reason}"));
     }
+    lines.extend(receipts::of_command(&c.receipt));
     lines.join("\n")
 }
 
@@ -152,7 +153,7 @@ pub(crate) fn links(all: &[LinkView], now: Timestamp) -> String {
 }
 
 /// `resources`: what each is, how it is, and who uses it.
-pub(crate) fn resources(all: &[ResourceView]) -> String {
+pub(crate) fn resources(all: &[ResourceView], now: Timestamp) -> String {
     let rows = all.iter().map(|r| {
         let consumers = r.consumers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let of = r.service.as_ref().map(|service| format!(" of {service}")).unwrap_or_default();
@@ -166,7 +167,13 @@ pub(crate) fn resources(all: &[ResourceView]) -> String {
             trouble.collect::<Vec<_>>().join("; "),
         ]
     });
-    table(&["RESOURCE", "MODE", "STATE", "USED BY", "REFERENCE", "WHY"], rows.collect())
+    let mut lines = vec![table(&["RESOURCE", "MODE", "STATE", "USED BY", "REFERENCE", "WHY"], rows.collect())];
+    let receipts = receipts::of_resources(all, now);
+    if !receipts.is_empty() {
+        lines.push(String::new());
+        lines.extend(receipts);
+    }
+    lines.join("\n")
 }
 
 /// `snapshot ls`.

@@ -3,7 +3,7 @@
 use super::times;
 use envforge_api::{
     host::Moment,
-    public::{ServiceView, WorkspaceView},
+    public::{ResourceView, ServiceView, WorkspaceView},
     states::{CommandState, ResourceState, RuntimeState, ServiceState},
     time::Timestamp,
 };
@@ -22,6 +22,8 @@ pub(crate) struct WhyWorkspace<'a> {
     last_wake: Option<&'a Moment>,
     last_sleep: Option<&'a Moment>,
     services_not_healthy: Vec<&'a str>,
+    /// Data services that serve, and something about them is worth knowing.
+    data: Vec<BlockedResource<'a>>,
 }
 
 impl<'a> WhyWorkspace<'a> {
@@ -42,6 +44,12 @@ impl<'a> WhyWorkspace<'a> {
                 .iter()
                 .filter(|s| matches!(s.stated.state, ServiceState::Unhealthy | ServiceState::Crashed))
                 .map(|s| s.name.as_str())
+                .collect(),
+            data: ws
+                .resources
+                .iter()
+                .filter(|r| r.stated.state == ResourceState::Ready && r.stated.reason.is_some())
+                .map(BlockedResource::of)
                 .collect(),
         }
     }
@@ -74,6 +82,12 @@ impl<'a> WhyWorkspace<'a> {
         }
         for name in &self.services_not_healthy {
             out.push(format!("  {name} is not healthy: `envforge why {} {name}`", self.workspace));
+        }
+        for resource in &self.data {
+            out.push(format!("  {}: {}", resource.kind, resource.reason.unwrap_or_default()));
+            if let Some(hint) = resource.hint {
+                out.push(format!("    hint: {hint}"));
+            }
         }
         out.join("\n")
     }
@@ -113,6 +127,17 @@ struct BlockedResource<'a> {
     hint: Option<&'a str>,
 }
 
+impl<'a> BlockedResource<'a> {
+    fn of(r: &'a ResourceView) -> Self {
+        Self {
+            kind: r.kind.as_str(),
+            state: r.stated.state,
+            reason: r.stated.reason.as_deref(),
+            hint: r.stated.hint.as_deref(),
+        }
+    }
+}
+
 /// Lines of output that `why` shows.
 pub(crate) const LINES: usize = 20;
 
@@ -150,12 +175,7 @@ impl<'a> WhyService<'a> {
                 .iter()
                 .filter(|r| r.consumers.iter().any(|consumer| consumer.as_str() == base))
                 .filter(|r| matches!(r.stated.state, ResourceState::Blocked | ResourceState::Disabled))
-                .map(|r| BlockedResource {
-                    kind: r.kind.as_str(),
-                    state: r.stated.state,
-                    reason: r.stated.reason.as_deref(),
-                    hint: r.stated.hint.as_deref(),
-                })
+                .map(BlockedResource::of)
                 .collect(),
             last_lines: last_lines.into_iter().skip(skip).collect(),
         }

@@ -6,8 +6,9 @@ use super::store::Open;
 use crate::workspaces::lifecycle::ServiceOrder;
 use envforge_api::{
     command::CommandKind,
-    host::{Phase, ServiceReport, StartVerdict, WorkspaceReport},
+    host::{Phase, ResourceReport, ServiceReport, StartVerdict, WorkspaceReport},
     public::ServiceVerb,
+    receipt::ResourceReceipt,
     states::{CommandState, RuntimeState, ServiceState, ShellState},
     time::Timestamp,
 };
@@ -87,6 +88,27 @@ pub(crate) fn judge(command: &Open, report: &WorkspaceReport) -> Progress {
         // Ends with the preparation of the workspace that it makes.
         CommandKind::ForkWorkspace => Progress::Unknown,
     }
+}
+
+/// What a record of a wake or sleep keeps of data services when it ends.
+pub(crate) fn receipt(kind: CommandKind, state: CommandState, report: &WorkspaceReport) -> Vec<ResourceReceipt> {
+    let keeps = match kind {
+        CommandKind::SleepRuntime => state == CommandState::Succeeded,
+        CommandKind::StartRuntime => matches!(state, CommandState::Succeeded | CommandState::Failed),
+        CommandKind::PrepareShell
+        | CommandKind::RunCommand
+        | CommandKind::ControlService
+        | CommandKind::DeleteWorkspace
+        | CommandKind::ForkWorkspace
+        | CommandKind::CreateSnapshot
+        | CommandKind::RestoreSnapshot
+        | CommandKind::RemoveSnapshot => false,
+    };
+    let of = |resource: &ResourceReport| {
+        let receipt = resource.receipt.clone()?;
+        Some(ResourceReceipt { kind: resource.kind, service: resource.service.clone(), receipt })
+    };
+    if keeps { report.resources.iter().filter_map(of).collect() } else { Vec::new() }
 }
 
 fn services(order: &ServiceOrder, command: &Open, report: &WorkspaceReport, asleep: bool) -> Progress {

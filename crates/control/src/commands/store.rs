@@ -11,6 +11,7 @@ use envforge_api::{
     generation::Generation,
     ids::{CommandId, WorkspaceId},
     names::ServiceName,
+    receipt::ResourceReceipt,
     states::CommandState,
     time::Timestamp,
 };
@@ -173,6 +174,16 @@ pub(crate) async fn set(
     Ok(done.rows_affected() == 1)
 }
 
+/// Records what was told of data services at the end of a wake or sleep.
+pub(crate) async fn receipt(tx: &mut PgConnection, id: &CommandId, receipt: &[ResourceReceipt]) -> Result<(), Failure> {
+    sqlx::query("UPDATE commands SET receipt = $2 WHERE id = $1")
+        .bind(id.as_str())
+        .bind(Json(receipt))
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
 /// Records that the host was handed these workspaces' intents at their generations. The host is not kept waiting for
 /// the disk: after a crash of the database a record may show one attempt too few.
 pub(crate) async fn delivered(pool: &PgPool, workspaces: &[&str], generations: &[i64]) -> Result<(), Failure> {
@@ -207,7 +218,7 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT c.id, w.slug AS workspace, c.kind, c.state, c.generation, c.attempt, c.requested_by, c.trigger,
-                c.service, c.requested_at, c.finished_at, c.exit_code, c.reason, c.copied
+                c.service, c.requested_at, c.finished_at, c.exit_code, c.reason, c.copied, c.receipt
              FROM commands c JOIN workspaces w ON w.id = c.workspace_id WHERE ",
             $rest
         )
@@ -231,6 +242,7 @@ fn read(row: &PgRow) -> Result<CommandView, Failure> {
         exit_code: row.try_get("exit_code")?,
         reason: row.try_get("reason")?,
         copied: row.try_get::<Option<Json<_>>, _>("copied")?.map(|json| json.0),
+        receipt: row.try_get::<Option<Json<_>>, _>("receipt")?.map(|json| json.0).unwrap_or_default(),
     })
 }
 
@@ -275,5 +287,6 @@ pub(crate) async fn list(
     .bind(i64::from(limit))
     .fetch_all(pool)
     .await?;
-    rows.iter().map(read).collect()
+    // Receipts of data services are long, and read one at a time.
+    rows.iter().map(|row| read(row).map(|view| CommandView { receipt: Vec::new(), ..view })).collect()
 }

@@ -181,6 +181,10 @@ async fn accept(app: &App, host: &HostId, epoch: HostEpoch, report: WorkspaceRep
                 let Some((state, reason)) = progress.news(command.state) else { continue };
                 commands::store::set(&mut *tx, &command.id, state, None, reason).await?;
                 ended |= state.is_final();
+                let receipt = progress::receipt(command.kind, state, &report);
+                if !receipt.is_empty() {
+                    commands::store::receipt(&mut *tx, &command.id, &receipt).await?;
+                }
                 if command.kind == CommandKind::PrepareShell
                     && let Some(moved) = copies::fork::follow(&mut *tx, &row, state, reason, &report).await?
                 {

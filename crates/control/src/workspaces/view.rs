@@ -146,6 +146,7 @@ fn resources(report: &WorkspaceReport) -> Vec<ResourceView> {
             service: resource.service.clone(),
             consumers: resource.consumers.clone(),
             url: resource.kind.safe_url().to_owned(),
+            receipt: resource.receipt.clone(),
         })
         .collect()
 }

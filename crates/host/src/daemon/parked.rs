@@ -366,6 +366,7 @@ mod tests {
             mode: ResourceMode::Managed,
             stated: Stated::plain(state, now),
             consumers: vec![],
+            receipt: None,
         };
         let snapshot = Snapshot {
             instance: RuntimeInstanceId::generate(),

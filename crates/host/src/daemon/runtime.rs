@@ -12,6 +12,7 @@ use crate::{
     resources::{self, storage::Place},
     supervise::{
         protocol::{ProcessSpec, ResourceSpec, RuntimeSpec, SeedStep, SetupStep, VERSION},
+        receipt,
         redact::{MASK, Redactor},
         setup::{Done, read_done},
     },
@@ -325,10 +326,12 @@ pub(super) async fn write_spec(
         DesiredRuntime::Awake { trigger } => trigger.clone(),
         DesiredRuntime::Asleep { .. } => "wake".into(),
     };
+    let boot = boot::boot_id().map_err(system)?;
     let spec = RuntimeSpec {
         version: VERSION,
         instance: RuntimeInstanceId::generate(),
-        boot: boot::boot_id().map_err(system)?,
+        previous: receipt::predecessor(&sandbox.dir, &boot),
+        boot,
         generation: intent.generation,
         sandbox: sandbox.clone(),
         trigger,

@@ -14,7 +14,7 @@ use envforge_api::{
     dial::Dialled,
     resource::{ResourceKind, ResourceMode},
     sigv4::Presigned,
-    states::{ResourceState, Trouble},
+    states::{ResourceState, RuntimeState, Trouble},
     tunnel::NotOpened,
 };
 use std::{path::Path, sync::Arc, time::Duration};
@@ -97,8 +97,10 @@ pub(super) async fn presigned(hub: &Hub, workspace: &Workspace, asked: &Presigne
     let ready = {
         let facts = workspace.runtime.borrow();
         let snapshot = facts.snapshot.as_ref().filter(|_| facts.supervisor.is_some());
+        // On its way to sleep what it holds is counted: nothing is added any more.
         let is_ready = |s: &crate::supervise::protocol::Snapshot| {
-            s.resources.iter().any(|r| r.kind == ResourceKind::Storage && r.stated.state == ResourceState::Ready)
+            s.runtime.state != RuntimeState::Sleeping
+                && s.resources.iter().any(|r| r.kind == ResourceKind::Storage && r.stated.state == ResourceState::Ready)
         };
         snapshot.is_some_and(is_ready)
     };

@@ -6,12 +6,18 @@
 
 pub mod inbox;
 
-use super::{Context, Driver, Watch, find_program};
+use super::{
+    Context, Driver, Watch, find_program,
+    rest::{self, Look, Rest},
+};
 use crate::system::{files, sandbox::DATA};
-use envforge_api::{resource::ResourceKind, states::Trouble};
+use envforge_api::{receipt::Holds, resource::ResourceKind, states::Trouble};
 use futures_util::future::LocalBoxFuture;
 use nix::{sys::signal::Signal, unistd::Pid};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 /// The driver.
@@ -106,6 +112,28 @@ impl Driver for Mailpit {
     fn stop<'a>(&'a self, _context: &'a Context, pid: Pid) -> LocalBoxFuture<'a, ()> {
         super::signal(pid, Signal::SIGTERM);
         Box::pin(std::future::ready(()))
+    }
+
+    fn count<'a>(&'a self, context: &'a Context, until: Instant) -> LocalBoxFuture<'a, Option<Holds>> {
+        Box::pin(async move {
+            let asked = async {
+                match inbox::open(&context.sandbox).await.ok()? {
+                    Some(inbox) => inbox.total().await.ok(),
+                    None => Some(0),
+                }
+            };
+            let messages = tokio::time::timeout_at(until.into(), asked).await.ok()??;
+            Some(Holds::Messages { messages: Some(messages) })
+        })
+    }
+
+    fn at_rest(&self, context: &Context, until: Instant) -> Look {
+        let sockets = |path: &Path| path.extension().is_some_and(|extension| extension == "sock");
+        match rest::look(&context.sandbox.dir.join("data").join(DIR), sockets, until) {
+            // Whoever reads the inbox of a workspace that sleeps does it with a server.
+            Look::Found(rest) => Look::Found(Rest { read_by_others: true, ..rest }),
+            nothing => nothing,
+        }
     }
 
     fn watch(&self, _context: &Context) -> Option<Box<dyn Watch>> {

@@ -7,19 +7,24 @@ pub mod mail;
 pub mod outside;
 pub mod postgres;
 pub mod redis;
+pub mod rest;
 pub mod storage;
 
 use crate::{supervise::protocol::SeedStep, system::sandbox::Sandbox};
-use envforge_api::{names::ServiceName, project::RuntimeSize, resource::ResourceKind, secret::Secret, states::Trouble};
+use envforge_api::{
+    names::ServiceName, project::RuntimeSize, receipt::Holds, resource::ResourceKind, secret::Secret, states::Trouble,
+};
 use futures_util::future::LocalBoxFuture;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rest::Look;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 /// Whether a server of the workspace may have the port, asked from inside its network before it is started. A server that
@@ -110,6 +115,13 @@ pub trait Driver: std::fmt::Debug {
 
     /// Asks its main process to end in the way that keeps everything acknowledged; the caller waits for the end.
     fn stop<'a>(&'a self, context: &'a Context, pid: Pid) -> LocalBoxFuture<'a, ()>;
+
+    /// What it holds, counted while it serves and no service uses it, until then at most. What is not counted by then is said
+    /// to be not counted; `None` when the server does not say anything.
+    fn count<'a>(&'a self, context: &'a Context, until: Instant) -> LocalBoxFuture<'a, Option<Holds>>;
+
+    /// What lies on disk of it while no server runs on it. Waits for the disk.
+    fn at_rest(&self, context: &Context, until: Instant) -> Look;
 
     /// Who can say what its sessions do; `None` for a server whose sessions are no work.
     fn watch(&self, context: &Context) -> Option<Box<dyn Watch>>;

@@ -4,14 +4,16 @@
 //! start a workspace's copy gets passwords of its own, before any service is told the cluster is there.
 
 pub mod backup;
+mod count;
 mod sql;
 pub mod template;
 
-use super::{Context, Driver, Watch, find_program};
+use super::{Context, Driver, Watch, find_program, rest::Look};
 use crate::system::{disk, files, sandbox::DATA};
 use envforge_api::{
     names::{ServiceName, short_hash},
     project::RuntimeSize,
+    receipt::Holds,
     resource::ResourceKind,
     secret::Secret,
     states::Trouble,
@@ -27,6 +29,7 @@ use sqlx::{Connection, PgConnection, Row};
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 /// The driver.
@@ -296,6 +299,14 @@ impl Driver for Postgres {
         // Fast shutdown: sessions are ended, a checkpoint is written. SIGTERM would wait for every client.
         super::signal(pid, Signal::SIGINT);
         Box::pin(std::future::ready(()))
+    }
+
+    fn count<'a>(&'a self, context: &'a Context, until: Instant) -> LocalBoxFuture<'a, Option<Holds>> {
+        Box::pin(count::tables(context, until))
+    }
+
+    fn at_rest(&self, context: &Context, until: Instant) -> Look {
+        count::at_rest(context, until)
     }
 
     fn watch(&self, context: &Context) -> Option<Box<dyn Watch>> {

@@ -1,14 +1,17 @@
 //! Redis: cache and queue of a workspace, one server, append-only file.
 
-use super::{Context, Driver, Watch, find_program};
+use super::{
+    Context, Driver, Watch, find_program,
+    rest::{self, Look},
+};
 use crate::system::{files, sandbox::DATA};
-use envforge_api::{resource::ResourceKind, states::Trouble};
+use envforge_api::{receipt::Holds, resource::ResourceKind, states::Trouble};
 use futures_util::future::LocalBoxFuture;
 use nix::{sys::signal::Signal, unistd::Pid};
 use std::{
     io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -60,7 +63,23 @@ fn has_queue(context: &Context) -> bool {
 /// # Errors
 /// When the server does not answer.
 pub async fn unwritten(stream: &mut TcpStream) -> io::Result<u64> {
-    stream.write_all(b"INFO persistence\r\n").await?;
+    let text = info(stream, "persistence").await?;
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    field("aof_buffer_length:").ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Keys in all databases.
+async fn keys() -> io::Result<u64> {
+    let mut stream = TcpStream::connect(("127.0.0.1", ResourceKind::Cache.port())).await?;
+    let text = info(&mut stream, "keyspace").await?;
+    // `db0:keys=3,expires=0,avg_ttl=0`
+    let of_one = |line: &str| line.split_once(":keys=")?.1.split(',').next()?.parse::<u64>().ok();
+    Ok(text.lines().filter_map(of_one).sum())
+}
+
+/// A section of what the server says of itself.
+async fn info(stream: &mut TcpStream, section: &str) -> io::Result<String> {
+    stream.write_all(format!("INFO {section}\r\n").as_bytes()).await?;
     let mut answer = Vec::new();
     let mut chunk = [0_u8; 4096];
     // `$<octets>\r\n` and so many octets.
@@ -69,11 +88,11 @@ pub async fn unwritten(stream: &mut TcpStream) -> io::Result<u64> {
         if let Some((head, body)) = text.split_once("\r\n") {
             let length: usize = head.trim_start_matches('$').parse().map_err(|_| io::ErrorKind::InvalidData)?;
             if body.len() >= length + 2 {
-                let field = |name: &str| body.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-                return field("aof_buffer_length:").ok_or_else(|| io::ErrorKind::InvalidData.into());
+                return Ok(body.to_owned());
             }
         }
-        if answer.len() > 64 << 10 {
+        // One that has a thousand databases tells a line of each.
+        if answer.len() > 256 << 10 {
             return Err(io::ErrorKind::InvalidData.into());
         }
         match stream.read(&mut chunk).await? {
@@ -182,6 +201,17 @@ impl Driver for Redis {
             }
             super::signal(pid, Signal::SIGTERM);
         })
+    }
+
+    fn count<'a>(&'a self, _context: &'a Context, until: Instant) -> LocalBoxFuture<'a, Option<Holds>> {
+        Box::pin(async move {
+            let keys = tokio::time::timeout_at(until.into(), keys()).await.ok()?.ok()?;
+            Some(Holds::Keys { keys: Some(keys), octets: None, digest: None })
+        })
+    }
+
+    fn at_rest(&self, context: &Context, until: Instant) -> Look {
+        rest::look(&context.sandbox.dir.join("data").join("redis"), |_| false, until)
     }
 
     fn watch(&self, _context: &Context) -> Option<Box<dyn Watch>> {

@@ -14,6 +14,7 @@ pub mod meter;
 mod outside;
 pub mod process;
 pub mod protocol;
+pub mod receipt;
 pub mod redact;
 mod relay;
 mod reset;

@@ -3,6 +3,8 @@
 //!
 //! Files in the workspace's directory (root's, 0700):
 //! * `state/runtime.json`: the [`RuntimeSpec`] of the instance (0600: it holds resolved environments);
+//! * `state/slept.json`: what data services held when it fell asleep; `state/woke.json`: what came of comparing (see
+//!   [`receipt`](super::receipt));
 //! * `state/ended.json`: an [`Ended`], written when the last process is gone, before the supervisor exits;
 //! * `meter/<instance>.jsonl`: one [`Reading`](envforge_api::usage::Reading) a line, appended and synced;
 //! * `logs/<source>.jsonl`: one [`LogLine`](envforge_api::stream::LogLine) a line; rotated files end in `.1`, `.2`, …;
@@ -46,6 +48,9 @@ pub struct RuntimeSpec {
     pub instance: RuntimeInstanceId,
     /// The boot it belongs to.
     pub boot: BootId,
+    /// The run before it: what that one's data services held at its end is compared with.
+    #[serde(default)]
+    pub previous: Option<RuntimeInstanceId>,
     /// The intent it fulfils.
     pub generation: Generation,
     /// Where.

@@ -142,10 +142,12 @@ impl Runtime {
             let managed = spec.resource.mode == ResourceMode::Managed;
             let server = self.servers.values().find(|s| s.specs.iter().any(|known| known.resource.kind == kind));
             let server = server.filter(|_| managed);
+            let name = driver(kind).name();
+            let receipt = server.and_then(|_| self.shared.receipts.borrow().of(name));
             let stated = match (server, &spec.blocked, spec.resource.mode) {
                 (_, _, ResourceMode::Disabled) => Stated::plain(ResourceState::Disabled, self.since),
                 (_, Some(trouble), _) => Stated::because(ResourceState::Blocked, self.since, trouble.clone()),
-                (Some(server), None, _) => server.stated.clone(),
+                (Some(server), None, _) => self.stated_of(name, server),
                 (None, None, _) => self
                     .outside(kind, spec.resource.service.as_ref().map(ServiceName::as_str))
                     .cloned()
@@ -157,9 +159,22 @@ impl Runtime {
                 mode: spec.resource.mode,
                 stated,
                 consumers: spec.resource.consumers.clone(),
+                receipt,
             }
         };
         self.spec.resources.iter().map(report).collect()
+    }
+
+    /// One that serves what it did not hold when it was put to sleep says so.
+    fn stated_of(&self, name: &str, server: &Server) -> Stated<ResourceState> {
+        let mut stated = server.stated.clone();
+        if stated.state == ResourceState::Ready
+            && let Some(trouble) = self.shared.receipts.borrow().trouble(name, self.shared.sandbox.hostname.as_str())
+        {
+            stated.reason = Some(trouble.reason);
+            stated.hint = Some(trouble.hint);
+        }
+        stated
     }
 
     pub(super) fn start_servers(&mut self) {
@@ -288,15 +303,15 @@ impl Runtime {
         }
     }
 
-    /// No server is started from here on. Those that there are, to be stopped.
-    pub(super) fn retire_servers(&mut self) -> Vec<(&'static str, Context)> {
+    /// No server is started from here on. Those that there are, to be stopped, and whether they serve.
+    pub(super) fn retire_servers(&mut self) -> Vec<(&'static str, Context, bool)> {
         self.end_outside();
         for server in self.servers.values_mut() {
             server.wanted = false;
             // News of its end is no failure any more.
             server.run += 1;
         }
-        self.servers.iter().map(|(name, server)| (*name, server.context.borrow().clone())).collect()
+        self.servers.iter().map(|(name, server)| (*name, server.context.borrow().clone(), server.serves)).collect()
     }
 
     pub(super) fn servers_stopped(&mut self) {

@@ -8,6 +8,7 @@ use super::{
     outside::Outside,
     process,
     protocol::{Answer, Ask, Ended, RuntimeSpec, Snapshot, VERSION},
+    receipt::Receipts,
     redact::Redactor,
     reset::Reset,
     resource::Server,
@@ -49,6 +50,8 @@ pub(super) struct Shared {
     pub(super) templates: std::path::PathBuf,
     /// Whom the idle judge asks for database sessions, once there is a database.
     pub(super) database: RefCell<Option<Box<dyn Watch>>>,
+    /// What data services held when they were put to sleep.
+    pub(super) receipts: RefCell<Receipts>,
 }
 
 impl Shared {
@@ -140,6 +143,7 @@ impl Runtime {
             grace: Duration::from_millis(spec.grace_ms),
             templates: spec.templates.clone(),
             database: RefCell::default(),
+            receipts: RefCell::new(Receipts::new(&spec)),
         });
         let now = Timestamp::now();
         let services: Vec<Service> = spec.services.iter().map(|s| Service::new(s.clone(), now)).collect();
@@ -186,6 +190,7 @@ impl Runtime {
         let (cpu_millis, memory_bytes) = (size.cpu_millis(), size.memory_bytes());
         let limits = Limits { cpu_millis, memory_bytes, pids: 4096, cpu_weight: 100 };
         super::still::thaw(&self.shared.sandbox);
+        self.shared.receipts.borrow_mut().begin(&self.spec);
         groups.runtime.ensure()?;
         groups.runtime.limit(limits)?;
         let mut lost = false;

@@ -1,6 +1,13 @@
 //! One resource server: made, started or adopted, prepared, followed and stopped. What a server is, its driver knows.
 
-use super::{events::Event, health, logs, process, relay, reset, runtime::Shared, seed};
+use super::{
+    events::Event,
+    health, logs, process,
+    receipt::{self, Suspect},
+    relay, reset,
+    runtime::Shared,
+    seed,
+};
 use crate::{
     resources::{Context, Driver, driver},
     system::{
@@ -51,16 +58,18 @@ pub(super) async fn run(
     let context = contexts.borrow_and_update().clone();
     if let Some(place) = driver.relayed(&context) {
         driver.ensure(&context).await?;
-        let prepared = keep_prepared(driver.as_ref(), run, contexts, shared);
+        let suspect = receipt::look(shared, driver.as_ref(), &context).await;
+        let prepared = keep_prepared(driver.as_ref(), run, contexts, suspect, shared);
         return relay::run(name, &place, run, prepared, shared).await;
     }
     let program = driver.program(context.home())?;
     let group = group_of(shared, name)?;
     let adopted = group.main_pid();
-    let mut child = None;
+    let (mut child, mut suspect) = (None, None);
     let pid = match adopted {
         Some(pid) => pid,
         None => {
+            suspect = receipt::look(shared, driver.as_ref(), &context).await;
             driver.ensure(&context).await?;
             let entry = Entry::new(&shared.sandbox, As::Resource, &group, DATA);
             let mut argv = vec![program.to_string_lossy().into_owned()];
@@ -98,7 +107,7 @@ pub(super) async fn run(
     };
     let ready = async {
         wait_until_it_answers(driver.as_ref(), &context).await?;
-        keep_prepared(driver.as_ref(), run, contexts, shared).await
+        keep_prepared(driver.as_ref(), run, contexts, suspect, shared).await
     };
     let outcome = tokio::select! {
         () = ended => {
@@ -123,11 +132,15 @@ async fn keep_prepared(
     driver: &dyn Driver,
     run: u64,
     mut contexts: watch::Receiver<Context>,
+    suspect: Option<Suspect>,
     shared: &Rc<Shared>,
 ) -> Result<(), Trouble> {
     let server = driver.name();
     let mut context = contexts.borrow_and_update().clone();
     prepare(driver, shared, &context).await?;
+    if let Some(suspect) = suspect {
+        receipt::ask(shared, driver, &context, suspect).await;
+    }
     let mut filled = seed::fill(shared, &context).await;
     loop {
         // Of what is asked for by now it says nothing yet.
@@ -156,6 +169,9 @@ async fn prepare(driver: &dyn Driver, shared: &Shared, context: &Context) -> Res
     // One that is the host's answers a workspace once it knows its keys.
     if driver.relayed(context).is_some() {
         wait_until_it_answers(driver, context).await?;
+    }
+    if !due.is_empty() {
+        shared.receipts.borrow_mut().void(driver.name());
     }
     reset::done(shared, &due)
 }

@@ -1,8 +1,9 @@
-//! Going to sleep: services first, then resource servers each its own way, then whatever is left.
+//! Going to sleep: services first, then resource servers, each asked what it holds and stopped in its own way, then
+//! whatever is left.
 
 use super::{
     events::Event,
-    process,
+    process, receipt,
     runtime::{Phase, Runtime},
     server,
 };
@@ -35,12 +36,20 @@ impl Runtime {
                 }
             };
             tokio::join!(stop("services"), stop("runs"), stop("setup"));
-            let ends = servers.iter().map(|(server, context)| server::stop(&shared, server, context));
-            futures_util::future::join_all(ends).await;
+            let ends = servers.iter().map(async |(server, context, serves)| {
+                let manifest = match server::driver_of(server) {
+                    Some(driver) if *serves => receipt::count(driver.as_ref(), context).await,
+                    Some(_) | None => None,
+                };
+                server::stop(&shared, server, context).await;
+                Some((*server, context.clone(), manifest?))
+            });
+            let counted = futures_util::future::join_all(ends).await.into_iter().flatten().collect();
             process::end(&groups.runtime).await;
-            for (server, _) in &servers {
+            for (server, _, _) in &servers {
                 server::drain_output(&shared, server);
             }
+            receipt::keep(&shared, counted).await;
             shared.tell(Event::Gone { reason });
         });
     }

@@ -7,7 +7,7 @@
 use super::{accounts_of, clear_away, cut, snapshot, system};
 use crate::{
     daemon::hub::{Hub, Workspace},
-    supervise::{logs::Logs, process, redact::Redactor},
+    supervise::{logs::Logs, process, receipt, redact::Redactor},
     system::{
         SystemError,
         copying::{self, Mirror, Owners, Rules},
@@ -249,6 +249,7 @@ pub(in crate::daemon) async fn complete(hub: &Hub, workspace: &Workspace) -> Res
     let of_workspace = snapshot::of_workspace(hub, &workspace.id);
     let kept = snapshot::dir(hub, &workspace.id, &journal.kept.id);
     let forward = || -> Result<(), SystemError> {
+        receipt::void(&dir)?;
         roll_forward(&dir)?;
         files::ensure_dir(&hub.installation.home.join("snapshots"), 0o700)?;
         files::ensure_dir(&of_workspace, 0o700)?;

@@ -197,6 +197,15 @@ impl Reading {
         Ok(Inbox { total: list.total, messages: list.messages.into_iter().map(summary).collect() })
     }
 
+    /// How many there are.
+    ///
+    /// # Errors
+    /// When the server does not answer as it should.
+    pub(super) async fn total(&self) -> Result<u64, Problem> {
+        let list: TheirList = self.ask("/api/v1/messages?start=0&limit=1").await?;
+        Ok(list.total)
+    }
+
     /// One message; `latest` is the newest. `None` when there is none of that name.
     ///
     /// # Errors

@@ -31,6 +31,26 @@ impl Door {
         let directory = format!("/proc/self/fd/{}", self.0.as_raw_fd());
         PgConnection::connect_with(&options(&directory, password, database)).await
     }
+
+    /// As a role of the workspace, to read.
+    pub(super) async fn connect_as(
+        &self,
+        role: &str,
+        password: &str,
+        database: String,
+    ) -> Result<PgConnection, sqlx::Error> {
+        let directory = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let options = PgConnectOptions::new_without_pgpass()
+            .socket(directory)
+            .port(ResourceKind::Database.port())
+            .username(role)
+            .password(password)
+            .database(&database)
+            .ssl_mode(sqlx::postgres::PgSslMode::Disable)
+            .application_name("envforge")
+            .options([("default_transaction_read_only", "on")]);
+        PgConnection::connect_with(&options).await
+    }
 }
 
 pub(super) fn options(directory: &str, password: &str, database: &str) -> PgConnectOptions {

@@ -16,14 +16,18 @@ pub mod s3;
 mod sealed;
 pub mod users;
 
-use super::{Context, Driver, Watch};
-use envforge_api::{resource::ResourceKind, states::Trouble};
+use super::{Context, Driver, Watch, rest::Look};
+use envforge_api::{receipt::Holds, resource::ResourceKind, states::Trouble};
 use futures_util::future::LocalBoxFuture;
 pub use keys::{Bucket, Keyring, Keys};
 use nix::unistd::Pid;
 pub use place::{External, Kind, Place};
 use s3::{Client, Failed};
-use std::path::{Path, PathBuf};
+use sha2::{Digest, Sha256};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 /// The driver.
 #[derive(Debug)]
@@ -121,6 +125,43 @@ impl Driver for Storage {
 
     fn stop<'a>(&'a self, _context: &'a Context, _pid: Pid) -> LocalBoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
+    }
+
+    fn count<'a>(&'a self, context: &'a Context, until: Instant) -> LocalBoxFuture<'a, Option<Holds>> {
+        Box::pin(async move {
+            let place = Place::of(&context.sandbox);
+            let listed = async {
+                let mut all = Vec::new();
+                for bucket in buckets(context) {
+                    let client = Client::by_keeper(&place, bucket.keys.clone());
+                    match objects::list(&client, &bucket.name).await {
+                        Ok(objects) => all.extend(objects),
+                        // One that is gone holds nothing.
+                        Err(error) if error.is(hyper::StatusCode::NOT_FOUND) => {}
+                        Err(_) => return None,
+                    }
+                }
+                Some(all)
+            };
+            let listed = tokio::time::timeout_at(until.into(), listed).await.unwrap_or_default();
+            let Some(all) = listed else {
+                return Some(Holds::Objects { objects: None, octets: None, digest: None });
+            };
+            let mut digest = Sha256::new();
+            for objects::Object { key, size, digest: tag } in &all {
+                digest.update(format!("{key}\0{size}\0{tag}\n"));
+            }
+            Some(Holds::Objects {
+                objects: Some(all.len() as u64),
+                octets: Some(all.iter().map(|object| object.size).sum()),
+                digest: Some(data_encoding::HEXLOWER.encode(&digest.finalize())),
+            })
+        })
+    }
+
+    /// It lies with all others in the host's server.
+    fn at_rest(&self, _context: &Context, _until: Instant) -> Look {
+        Look::Unknown
     }
 
     fn watch(&self, _context: &Context) -> Option<Box<dyn Watch>> {
