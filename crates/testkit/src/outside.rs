@@ -4,7 +4,7 @@
 use crate::machine::eventually;
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -73,13 +73,7 @@ impl Outside {
         if let Some(user) = user {
             command.args(["runuser", "-u", user, "--"]);
         }
-        command
-            .process_group(0)
-            .arg(program)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.arg(program).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
 
@@ -125,9 +119,16 @@ impl Outside {
         }
         let options = format!("-c listen_addresses={} -c fsync=off -k {}", self.address, data.display());
         let mut command = self.command(Some("postgres"), &binaries().join("postgres"));
-        command.args(options.split(' ')).arg("-D").arg(&data);
-        self.postgres = Some(command.spawn().expect("it starts"));
-        eventually("the PostgreSQL outside answers", || self.sql("postgres", "select 1").map(drop));
+        let log = self.dir.path().join("postgres.log");
+        command.args(options.split(' ')).arg("-D").arg(&data).stderr(fs::File::create(&log).expect("a log"));
+        let mut child = command.spawn().expect("it starts");
+        eventually("the PostgreSQL outside answers", || {
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("it ended: {status}\n{}", fs::read_to_string(&log).unwrap_or_default());
+            }
+            self.sql("postgres", "select 1").map(drop)
+        });
+        self.postgres = Some(child);
     }
 
     /// Runs SQL as the superuser; `None` when that fails.
@@ -150,8 +151,11 @@ impl Outside {
     /// When none runs.
     pub fn kill_postgres(&mut self) {
         let mut child = self.postgres.take().expect("it runs");
-        self.end(&mut child);
-        let _ = fs::remove_file(self.dir.path().join("postgres/postmaster.pid"));
+        self.end(&mut child, "postgres");
+        // Their numbers may belong to others by now, for which the next one would take them.
+        for lock in ["postmaster.pid", ".s.PGSQL.5432.lock"] {
+            let _ = fs::remove_file(self.dir.path().join("postgres").join(lock));
+        }
     }
 
     /// Starts the Redis.
@@ -177,31 +181,34 @@ impl Outside {
         assert!(sh(&format!("ip netns exec {} nft '{rules}'", self.name)));
     }
 
-    /// Ends a server with all its helpers, which have its session.
-    fn end(&self, child: &mut Child) {
-        let pids = Command::new("ip").args(["netns", "pids", &self.name]).output().expect("ip runs");
-        let group = child.id();
-        let of_it = |pid: &str| {
-            let about = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            let after =
-                about.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect::<Vec<_>>()).unwrap_or_default();
-            // State, parent, group.
-            after.get(2).is_some_and(|of| *of == group.to_string())
-                || after.get(1).is_some_and(|of| *of == group.to_string())
+    /// Ends a server with all its helpers, which have sessions of their own: nobody else has programs in this network.
+    fn end(&self, child: &mut Child, program: &str) {
+        let runs = || {
+            let pids = Command::new("ip").args(["netns", "pids", &self.name]).output().expect("ip runs");
+            let is_it = |pid: &&str| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == program);
+            let pids = String::from_utf8_lossy(&pids.stdout).into_owned();
+            pids.split_whitespace().filter(is_it).map(str::to_owned).collect::<Vec<_>>()
         };
-        for pid in String::from_utf8_lossy(&pids.stdout).split_whitespace().filter(|pid| of_it(pid)) {
-            // Ended already is as good.
-            let _ = sh(&format!("kill -KILL {pid}"));
-        }
         let _ = child.kill();
         let _ = child.wait();
+        eventually("nothing of the server is left", || {
+            let left = runs();
+            // Ended already is as good.
+            for pid in &left {
+                let _ = sh(&format!("kill -KILL {pid}"));
+            }
+            left.is_empty().then_some(())
+        });
     }
 }
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        for mut child in self.postgres.take().into_iter().chain(self.redis.take()) {
-            self.end(&mut child);
+        let both = [(self.postgres.take(), "postgres"), (self.redis.take(), "redis-server")];
+        for (child, program) in both {
+            if let Some(mut child) = child {
+                self.end(&mut child, program);
+            }
         }
         let _ = sh(&format!("ip link del {}h; ip netns del {}", self.name, self.name));
     }

@@ -12,6 +12,8 @@ use envforge_api::{
     ids::{CommandId, SnapshotId},
     names::Slug,
     problem::{Problem, ProblemKind},
+    public::ResourceView,
+    resource::ResourceMode,
     time::Timestamp,
 };
 use http::Method;
@@ -39,7 +41,24 @@ pub(super) async fn fork(context: &Context, args: ForkArgs) -> Result<ExitCode, 
     wait::succeeded(&forked.command)?;
     let cost = forked.command.copied;
     context.out.data(&Done { forked: &forked, cost }, || fork_line(&forked, cost));
+    if !context.out.json
+        && let Ok(view) = context.view(&workspace).await
+    {
+        not_copied(&view.resources).iter().for_each(|line| context.out.say(line));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What of a workspace lies elsewhere and is in no copy of it.
+fn not_copied(resources: &[ResourceView]) -> Vec<String> {
+    let line = |of: &ResourceView| match of.mode {
+        ResourceMode::Cloud => {
+            Some(format!("its {} is one of its own, empty: filled and set up at its first wake", of.kind))
+        }
+        ResourceMode::Provided => Some(format!("its {} is the one that is provided, with the same data", of.kind)),
+        ResourceMode::Managed | ResourceMode::Disabled => None,
+    };
+    resources.iter().filter_map(line).collect()
 }
 
 fn fork_line(forked: &Forked, cost: Option<CopyReport>) -> String {

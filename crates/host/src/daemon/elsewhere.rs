@@ -1,7 +1,7 @@
 //! Values of resources whose servers are not the workspace's own, and what names the data that is there: other values that
 //! lead to the same data leave set-up steps done, and a new mode or another server has them run again.
 
-use super::{secrets::Given, values::Values};
+use super::{cloud, secrets::Given, values::Values};
 use crate::resources::outside::{self, Fields, Flaw};
 use envforge_api::{
     names::{SecretName, ServiceName},
@@ -10,7 +10,7 @@ use envforge_api::{
     states::Trouble,
 };
 use envforge_manifest::ResolvedResource;
-use std::{borrow::Borrow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 /// What a resource is known by.
 pub(super) type Key = (ResourceKind, Option<ServiceName>);
@@ -33,21 +33,23 @@ pub(super) struct All(BTreeMap<Key, Elsewhere>);
 impl All {
     /// Decides what each has.
     #[must_use]
-    pub(super) fn of<R: Borrow<ResolvedResource>>(resources: &[R], given: &Given) -> Self {
-        let one = |resource: &R| {
-            let resource = resource.borrow();
+    pub(super) fn of(resources: &[ResolvedResource], given: &Given, made: &BTreeMap<Key, cloud::Known>) -> Self {
+        let one = |resource: &ResolvedResource| {
             let elsewhere = match resource.mode {
                 ResourceMode::Managed | ResourceMode::Disabled => return None,
                 ResourceMode::Provided => provided(resource, given),
-                ResourceMode::Cloud => {
-                    let reason = format!("{} is cloud, which this version does not do", resource.kind);
-                    let hint = format!("set `resources: {{ {}: managed }}` in the project file", resource.kind);
-                    Elsewhere { fields: Err(Trouble::new(reason, hint)), coming: false, data: String::new() }
-                }
+                ResourceMode::Cloud => from_provisioner(made.get(&(resource.kind, resource.service.clone()))),
             };
             Some(((resource.kind, resource.service.clone()), elsewhere))
         };
         Self(resources.iter().filter_map(one).collect())
+    }
+
+    /// Whether a service's resource of this kind is on its way.
+    #[must_use]
+    pub(super) fn is_coming(&self, kind: ResourceKind, service: &ServiceName) -> bool {
+        let own = self.0.get(&(kind, Some(service.clone())));
+        own.or_else(|| self.0.get(&(kind, None))).is_some_and(|elsewhere| elsewhere.coming)
     }
 
     /// The one that this is about.
@@ -86,6 +88,18 @@ pub(super) fn names(resource: &ResolvedResource) -> impl Iterator<Item = (&'stat
     let fields = kind.fields().iter().copied();
     fields
         .filter_map(move |field| SecretName::of_resource(kind, service.as_ref(), field).ok().map(|name| (field, name)))
+}
+
+/// What was answered once is used without waiting for a program; until then the resource is on its way, or blocked by why
+/// its program cannot be had.
+fn from_provisioner(known: Option<&cloud::Known>) -> Elsewhere {
+    let known = known.cloned().unwrap_or_default();
+    let data = format!("cloud {}", known.data);
+    match (known.fields, known.trouble) {
+        (Some(fields), _) => Elsewhere { fields: Ok(fields), coming: false, data },
+        (None, Some(trouble)) => Elsewhere { fields: Err(trouble), coming: false, data },
+        (None, None) => Elsewhere { fields: Ok(Fields::new()), coming: true, data },
+    }
 }
 
 fn provided(resource: &ResolvedResource, given: &Given) -> Elsewhere {
@@ -129,7 +143,11 @@ mod tests {
 
     fn data(given: &Given, resources: &[ResolvedResource]) -> String {
         let web = "web".parse().expect("a name");
-        All::of(resources, given).data_of(&Values::default(), &web, [ResourceKind::Database].into_iter())
+        All::of(resources, given, &BTreeMap::new()).data_of(
+            &Values::default(),
+            &web,
+            [ResourceKind::Database].into_iter(),
+        )
     }
 
     #[test]
@@ -148,18 +166,22 @@ mod tests {
     #[test]
     fn each_service_has_values_of_its_own_where_the_scope_says_so() {
         let given = Given::with(&[("resource.database.url", "postgres://u:p@h/a")]);
-        let all = All::of(&[database(Some("web"))], &given);
+        let all = All::of(&[database(Some("web"))], &given, &BTreeMap::new());
         let trouble = all.get(&database(Some("web"))).expect("there").fields.clone().expect_err("not set");
         assert!(trouble.hint.contains("secrets set resource.database.web.url"), "{}", trouble.hint);
         let given = Given::with(&[("resource.database.web.url", "postgres://u:p@h/a")]);
-        let all = All::of(&[database(Some("web"))], &given);
+        let all = All::of(&[database(Some("web"))], &given, &BTreeMap::new());
         assert_eq!(
             all.get(&database(Some("web"))).expect("there").fields.as_ref().expect("whole")["user"].expose(),
             "u"
         );
         let flaw = Given::with(&[("resource.database.url", "hunter2")]);
-        let trouble =
-            All::of(&[database(None)], &flaw).get(&database(None)).expect("there").fields.clone().expect_err("no URL");
+        let trouble = All::of(&[database(None)], &flaw, &BTreeMap::new())
+            .get(&database(None))
+            .expect("there")
+            .fields
+            .clone()
+            .expect_err("no URL");
         assert!(trouble.reason.contains("is not of the form postgres://") && !trouble.reason.contains("hunter2"));
     }
 }

@@ -14,6 +14,7 @@ use envforge_api::{
     generation::Generation,
     host::{DesiredShell, Face, Refusal, StepReport, WorkspaceIntent},
     ids::{AttachId, CommandId, HostId, WorkspaceId},
+    names::ServiceName,
     problem::Diagnostic,
     project::RuntimeSize,
     resource::ResourceKind,
@@ -127,6 +128,8 @@ pub struct Workspace {
     pub copied: watch::Sender<Option<CopyReport>>,
     /// Its snapshots.
     pub snapshots: watch::Sender<Vec<SnapshotView>>,
+    /// Why its provisioners cannot be had, as far as they were asked since the wake.
+    pub cloud: watch::Sender<BTreeMap<(ResourceKind, Option<ServiceName>), Trouble>>,
 }
 
 /// A copy of a workspace at rest needs that nothing of it starts or is removed meanwhile, and gives way to whoever wants
@@ -206,6 +209,7 @@ impl Workspace {
             again: tokio::sync::Notify::new(),
             copied: watch::Sender::new(None),
             snapshots: watch::Sender::new(Vec::new()),
+            cloud: watch::Sender::new(BTreeMap::new()),
         }
     }
 }

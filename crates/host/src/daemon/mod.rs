@@ -4,6 +4,7 @@
 //! reconcile. Services, terminals and databases are not its children: it may be killed at any line.
 
 mod acts;
+mod cloud;
 mod control_link;
 pub mod copy;
 mod dial;
@@ -16,6 +17,7 @@ mod listening;
 mod outbox;
 mod parked;
 mod plan;
+mod provisioner;
 mod reconcile;
 mod report;
 mod runtime;

@@ -2,7 +2,7 @@
 //! write env files and the runtime's description.
 
 use super::{
-    elsewhere,
+    cloud, elsewhere,
     hub::{Hub, Workspace},
     secrets::{self, Given},
     shell,
@@ -114,7 +114,8 @@ pub(super) async fn describe(hub: &Hub, intent: &WorkspaceIntent, sandbox: &Sand
     let given =
         secrets::fetch(hub, &sandbox.dir, &intent.workspace, &intent.project, &resolution).await.map_err(system)?;
     let done = read_done(&sandbox.dir, Layer::Runtime);
-    let elsewhere = elsewhere::All::of(&resolution.resources, &given);
+    let asked = hub.get(&intent.workspace).map(|workspace| workspace.cloud.borrow().clone()).unwrap_or_default();
+    let elsewhere = elsewhere::All::of(&resolution.resources, &given, &cloud::known(&sandbox.dir, &asked));
     let known = Known { values: &values, given: &given, elsewhere: &elsewhere, done: &done };
     let each = |r| resource(r, known, sandbox, intent.storage_url.as_deref());
     let resources: Vec<ResourceSpec> = resolution.resources.iter().map(each).collect();
@@ -181,6 +182,10 @@ fn processes_of(
     });
     let setup: Vec<SetupStep> = setup.collect();
     let awaits_shell = service.setup.iter().any(|step| step.layer == Layer::Shell);
+    // What is asked for right now is waited for even where it may be missing: its value would be.
+    let waits = |kind: ResourceKind, required: bool| required || known.elsewhere.is_coming(kind, &service.name);
+    let requires: BTreeSet<ResourceKind> =
+        service.declared.iter().filter(|(kind, required)| waits(**kind, **required)).map(|(kind, _)| *kind).collect();
     let process = |name: String, worker: bool, command: &str| ProcessSpec {
         name,
         service: service.name.to_string(),
@@ -191,7 +196,7 @@ fn processes_of(
         environment: environment.clone(),
         health: if worker { None } else { service.health.clone() },
         port: if worker { None } else { service.http_port },
-        requires: service.declared.iter().filter(|(_, required)| **required).map(|(kind, _)| *kind).collect(),
+        requires: requires.clone(),
         setup: setup.clone(),
         awaits_shell,
         blocked: blocked.clone(),

@@ -3,7 +3,7 @@
 //! for a description that is made while the control plane is away and for masking what programs print; what it replaced is
 //! masked until the next wake, since something may still have it.
 
-use super::{elsewhere, hub::Hub};
+use super::{cloud, elsewhere, hub::Hub};
 use crate::{
     resources::outside,
     supervise::redact::Redactor,
@@ -13,7 +13,7 @@ use envforge_api::{
     client::Client,
     ids::WorkspaceId,
     names::{SecretName, Slug},
-    resource::ResourceMode,
+    resource::{ResourceKind, ResourceMode},
     secret::Secret,
     secrets::{GivenSecrets, WantedSecrets},
     states::Trouble,
@@ -172,6 +172,28 @@ pub(super) async fn fetch(
     Ok(given)
 }
 
+/// The settings of a provisioner, which come near no workspace and are kept nowhere.
+///
+/// # Errors
+/// When the control plane does not answer, or cannot open them.
+pub(super) async fn settings(
+    hub: &Hub,
+    workspace: &WorkspaceId,
+    kind: ResourceKind,
+) -> Result<BTreeMap<String, Secret>, Trouble> {
+    let provisioners = BTreeSet::from([kind]);
+    let wanted = WantedSecrets { workspace: workspace.clone(), names: BTreeSet::new(), provisioners };
+    let Some(given) = ask(hub, &wanted).await else {
+        let reason = format!("the control plane, which has the settings of the provisioner of {kind}, does not answer");
+        return Err(Trouble::new(reason, "it is tried again by itself"));
+    };
+    if let Some(name) = given.unopened.first() {
+        return Err(Given { unopened: given.unopened.clone(), ..Given::default() }.missing(name.as_str()));
+    }
+    let setting = |(name, value): (SecretName, Secret)| Some((name.setting_of(kind)?.to_owned(), value));
+    Ok(given.values.into_iter().filter_map(setting).collect())
+}
+
 /// Asks the control plane; `None` when it does not answer.
 async fn ask(hub: &Hub, wanted: &WantedSecrets) -> Option<GivenSecrets> {
     let client =
@@ -199,7 +221,8 @@ pub(super) fn redactor(workspace_dir: &Path) -> Redactor {
     let (values, kept) = (super::values::Values::of(workspace_dir), Kept::of(workspace_dir));
     let given = Given { values: kept.values, former: kept.former, ..Given::default() };
     // Programs repeat parts of an address as well.
-    let parts: Vec<Secret> = given.masked().flat_map(outside::masked_value).collect();
+    let parts: Vec<Secret> =
+        given.masked().flat_map(outside::masked_value).chain(cloud::masked(workspace_dir)).collect();
     Redactor::new(values.secrets().chain(&parts))
 }
 

@@ -122,6 +122,14 @@ pub fn ensure_storage_account(installation: &Installation) -> Result<Account> {
     reserved(installation, "s3", super::installation::UIDS - 1)
 }
 
+/// The account that provisioners run as: it owns nothing. The number before the storage server's.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_provisioner_account(installation: &Installation) -> Result<Account> {
+    reserved(installation, "pv", super::installation::UIDS - 2)
+}
+
 /// The account that the control plane's own PostgreSQL runs as.
 ///
 /// # Errors

@@ -21,8 +21,9 @@ use crate::system::{
 use envforge_api::{
     copy::CopyReport,
     generation::Generation,
-    host::DesiredShell,
+    host::{DesiredShell, ResourceReport},
     ids::RuntimeInstanceId,
+    resource::ResourceMode,
     states::{ResourceState, RuntimeState, Trouble},
     time::Timestamp,
 };
@@ -66,9 +67,14 @@ fn settled(facts: &RuntimeFacts) -> Option<Standing> {
     }
     let Some(supervisor) = &facts.supervisor else { return Some(Standing::Asleep) };
     let snapshot = facts.snapshot.as_ref()?;
-    let on_its_way = snapshot.resources.iter().any(|resource| resource.stated.state == ResourceState::Waking);
+    let on_its_way = snapshot.resources.iter().any(is_starting);
     let awake = snapshot.runtime.state == RuntimeState::Awake;
     (awake && !on_its_way).then(|| Standing::Awake(supervisor.instance.clone()))
+}
+
+/// Whether a server of the workspace's own is on its way. One elsewhere is in no copy.
+fn is_starting(resource: &ResourceReport) -> bool {
+    resource.mode == ResourceMode::Managed && resource.stated.state == ResourceState::Waking
 }
 
 fn standing(facts: &RuntimeFacts) -> Option<Standing> {

@@ -7,6 +7,7 @@ mod instance;
 mod update;
 
 use super::{
+    cloud,
     copy::snapshot,
     hub::{Hub, Reset, RuntimeFacts, Workspace},
     inside, parked,
@@ -200,6 +201,7 @@ async fn remove(hub: &Arc<Hub>, workspace: &Arc<Workspace>, intent: &WorkspaceIn
         snapshot::remove_all(hub, &workspace.id).map_err(|e| Trouble::new(e.to_string(), e.hint))?;
         // First: its keys are known only as long as its directory is there.
         storage::remove(hub, &sandbox.dir).await?;
+        cloud::remove(hub, workspace, intent).await?;
         sandbox::remove(&hub.installation, &sandbox).await.map_err(|e| Trouble::new(e.to_string(), e.hint))
     };
     while let Err(mut trouble) = removed().await {
@@ -223,6 +225,8 @@ struct Memory {
     /// Services of the instance, to know who belongs to whom.
     spec: Option<RuntimeSpec>,
     acted_restarts: BTreeMap<ServiceName, u64>,
+    /// Questions to provisioners.
+    cloud: cloud::Asking,
 }
 
 /// The runtime layer.
@@ -262,6 +266,8 @@ async fn keep_runtime(hub: &Arc<Hub>, workspace: &Arc<Workspace>, setup: &Arc<Mu
             }
         }
         let (connected, lost) = (memory.snapshots.is_some(), memory.lost);
+        memory.cloud.follow(hub, workspace, memory.spec.as_ref().filter(|_| connected));
+        let answered = Arc::clone(&memory.cloud.news);
         let next = async {
             match &mut memory.snapshots {
                 Some(snapshots) => snapshots.recv().await,
@@ -275,6 +281,7 @@ async fn keep_runtime(hub: &Arc<Hub>, workspace: &Arc<Workspace>, setup: &Arc<Mu
             snapshot = next => instance::heard(hub, workspace, &mut memory, snapshot),
             // A supervisor that could not be replaced is tried again without anyone asking.
             () = tokio::time::sleep(REPLACE_AGAIN), if lost => {}
+            () = answered.notified() => update::refresh(hub, workspace, &intent, &mut memory, setup).await,
             Some(reset) = asked(&mut resets) => update::reset(hub, workspace, &intent, &mut memory, setup, reset).await,
             _ = look.tick(), if connected => update::look_for_edits(hub, workspace, &intent).await,
         }

@@ -6,13 +6,14 @@ use crate::{
         hub::{Hub, Reset, Workspace},
         runtime, shell, values,
     },
-    supervise::protocol::{Ask, ProcessSpec, ResetOrder, ResourceSpec, RuntimeSpec},
+    supervise::protocol::{Ask, ProcessSpec, ResetOrder, ResourceSpec, RuntimeSpec, Snapshot},
     system::{files, sandbox::Sandbox},
 };
 use envforge_api::{
     host::{Refusal, WorkspaceIntent},
     names::ServiceName,
-    states::Trouble,
+    resource::ResourceMode,
+    states::{Health, ServiceState, Trouble},
     time::Timestamp,
 };
 use envforge_manifest::FoundManifest;
@@ -118,6 +119,72 @@ pub(super) async fn update(
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// A provisioner answered: what waited for it gets its values. What runs goes on as it is.
+pub(super) async fn refresh(
+    hub: &Arc<Hub>,
+    workspace: &Arc<Workspace>,
+    intent: &WorkspaceIntent,
+    memory: &mut Memory,
+    setup: &Arc<Mutex<()>>,
+) {
+    let (Some(supervisor), Some(spec)) = (workspace.runtime.borrow().supervisor.clone(), memory.spec.clone()) else {
+        return;
+    };
+    let made = spec.sandbox.clone();
+    let description = match runtime::describe(hub, intent, &made).await {
+        Ok(description) => description,
+        Err(trouble) => {
+            tracing::warn!(workspace = %workspace.id, reason = %trouble.reason, "what a provisioner answered cannot be described");
+            return;
+        }
+    };
+    let is_cloud = |of: &ResourceSpec| of.resource.mode == ResourceMode::Cloud;
+    let of_cloud = |all: &[ResourceSpec]| all.iter().filter(|of| is_cloud(of)).cloned().collect::<Vec<_>>();
+    if of_cloud(&description.resources) == of_cloud(&spec.resources) {
+        return;
+    }
+    let consumers: BTreeSet<ServiceName> =
+        description.resources.iter().filter(|of| is_cloud(of)).flat_map(|of| of.resource.consumers.clone()).collect();
+    let snapshot = workspace.runtime.borrow().snapshot.clone();
+    let runs = |name: &str| snapshot.as_ref().is_some_and(|snapshot| is_running(snapshot, name));
+    let waits = |process: &&ProcessSpec| {
+        consumers.iter().any(|service| service.as_str() == process.service)
+            && !runs(&process.name)
+            && !spec.services.iter().any(|known| known == *process)
+    };
+    let fresh: Vec<ProcessSpec> = description.processes.iter().filter(waits).cloned().collect();
+    let is_fresh = |service: &ServiceName| fresh.iter().any(|process| process.service == service.as_str());
+    if let Err(error) = runtime::write_env_files(&made, &description, is_fresh) {
+        tracing::error!(%error, "environment files cannot be written");
+    }
+    let (stopped, generation) = (spec.stopped.clone(), spec.generation);
+    let (next, resources) = renewed(spec, &fresh, &description);
+    keep(&made, &next);
+    memory.spec = Some(next);
+    let waits_for_shell = fresh.iter().any(|process| process.awaits_shell);
+    let (restart, secrets) = (BTreeSet::new(), description.secrets.clone());
+    let asked = Ask::Update { processes: fresh, resources, restart, stopped, generation, secrets };
+    match supervisor.ask(asked).await {
+        Ok(()) if waits_for_shell => set_up_behind(hub, workspace, intent.clone(), made, setup),
+        Ok(()) => {}
+        // It goes to sleep, or is replaced and reads what was kept.
+        Err(trouble) => {
+            tracing::info!(workspace = %workspace.id, reason = %trouble.reason, "the runtime takes no answer of a provisioner now");
+        }
+    }
+}
+
+/// Whether a service has a process, as far as it shows.
+fn is_running(snapshot: &Snapshot, name: &str) -> bool {
+    let service = snapshot.services.iter().find(|service| service.name == name);
+    service.is_some_and(|service| match service.stated.state {
+        ServiceState::Healthy | ServiceState::Crashed => true,
+        // One that waits has no health.
+        ServiceState::Unhealthy | ServiceState::Starting => service.health != Health::None,
+        ServiceState::Stopped => false,
+    })
 }
 
 /// The description of a runtime with these processes as they are now, and every resource that any of its services needs.
