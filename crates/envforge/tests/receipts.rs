@@ -1,10 +1,12 @@
 //! Sleep receipts: what data services held when a runtime fell asleep is kept and verified when it wakes, and data that was
 //! changed meanwhile is told loudly, by kind; what was never put to sleep raises no alarm.
 
+use envforge_host::resources::storage::{Place, Root, objects};
 use envforge_testkit::{
     fixture::{API_YML, Fixture},
     local::{Local, program},
     machine::{eventually, sigkill},
+    storage::{self, Stored},
 };
 use serde_json::Value;
 use std::{
@@ -271,4 +273,35 @@ fn what_was_not_put_to_sleep_raises_no_alarm_and_what_cannot_be_counted_in_time_
     sleep(&local);
     local.ok(&["wake", "w", "--wait"]);
     assert_eq!(verdict(&local, "database"), "verified");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_removed_while_its_workspace_sleeps_is_told_at_the_wake() {
+    for server in [storage::seaweedfs(), storage::minio()] {
+        let Some(stored) = Stored::start(Path::new(env!("CARGO_BIN_EXE_envforge")), server, &[]) else { continue };
+        let local = &stored.local;
+        // The other one keeps the server awake.
+        for name in ["w", "other"] {
+            local.ok(&["up", name, "-c", "--no-attach", "--wait"]);
+        }
+        stored.python("w", "[s3.put_object(Bucket=bucket, Key=key, Body=b'x') for key in 'abc']; tell(1)");
+        let bucket = stored.environment("w")["S3_BUCKET"].clone();
+        let receipt = sleep(local);
+        let manifest = &of(&receipt, "storage")["manifest"];
+        assert_eq!((&manifest["objects"], &manifest["octets"]), (&3.into(), &3.into()), "{manifest:#}");
+        local.ok(&["wake", "w", "--wait"]);
+        assert_eq!(verdict(local, "storage"), "verified");
+
+        sleep(local);
+        let run = PathBuf::from("/run/envforge").join(local.installation());
+        let root = Root::reach(&Place::new(&local.home(), &run)).await.expect("reached");
+        objects::remove(&root.client, &bucket, "b").await.expect("removed");
+        drop(root);
+        let woken = local.run(&["wake", "w", "--wait"]);
+        let said = String::from_utf8_lossy(&woken.stderr).into_owned();
+        assert!(woken.status.success() && said.contains("WARNING: the storage of w did NOT wake as it was"), "{said}");
+        let status = local.status("w");
+        let shown = of(&status["resources"], "storage");
+        assert!(shown["reason"].as_str().is_some_and(|reason| reason.contains("2 objects, had 3")), "{shown:#}");
+    }
 }

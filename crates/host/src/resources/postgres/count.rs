@@ -89,12 +89,17 @@ async fn in_time<T>(until: Instant, asked: impl Future<Output = Result<T, sqlx::
     tokio::time::timeout_at(until.into(), asked).await.ok()?.ok()
 }
 
+/// What a look at a cluster's files leaves out: what is about its process, and the databases that every cluster is born with
+/// and nobody uses, which are most of its files (PostgreSQL 15 numbers them like this; older ones are looked at whole).
+fn is_left_out(path: &Path) -> bool {
+    const UNUSED: [&str; 5] = ["postmaster.pid", "postmaster.opts", "base/1", "base/4", "base/5"];
+    path.to_str().is_some_and(|name| UNUSED.contains(&name))
+}
+
 /// The cluster's files, and what its control file says.
 pub(super) fn at_rest(context: &Context, until: Instant) -> Look {
     let data = data_dir(context);
-    let is_of_a_process =
-        |path: &Path| path.to_str().is_some_and(|name| ["postmaster.pid", "postmaster.opts"].contains(&name));
-    match rest::look(&data, is_of_a_process, until) {
+    match rest::look(&data, is_left_out, until) {
         Look::Found(rest) => {
             let control = control(&data);
             let identity = control.map(|control| format!("{:x}", control.system));
