@@ -403,3 +403,26 @@ fn on_xfs_a_fork_and_a_snapshot_are_at_one_cut_as_well() {
 fn on_btrfs_a_fork_and_a_snapshot_are_at_one_cut_as_well() {
     on_an_image("btrfs");
 }
+
+#[test]
+fn a_supervisor_that_is_killed_while_the_source_stands_still_leaves_nothing_still_and_the_fork_comes_to_its_end() {
+    let it = Written::start();
+    let local = &it.local;
+    let supervisor = local.supervisor();
+    std::thread::scope(|scope| {
+        let forks = scope.spawn(|| local.json(&["fork", "source", "try-2"]));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !it.is_still("w0/runtime/services") {
+            assert!(Instant::now() < deadline && !forks.is_finished(), "it never stood still");
+            std::thread::yield_now();
+        }
+        sigkill(supervisor);
+        eventually("it goes on", || (!it.is_still("w0/runtime/services") && !it.is_still("w0/shell")).then_some(()));
+        let forked = forks.join().expect("forked");
+        assert_eq!(forked["command"]["state"], "succeeded", "{forked:#}");
+    });
+    it.writes("source");
+    local.wait_healthy("try-2");
+    it.found("try-2");
+    it.assert_nothing_is_left();
+}

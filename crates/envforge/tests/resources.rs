@@ -74,6 +74,14 @@ fn mail_is_kept_and_read_awake_asleep_and_after_its_server_was_killed_and_by_nob
     assert!(whole.contains("To:      bob@example.com") && whole.ends_with("it works.\n"), "{whole}");
     assert!(whole.contains("File:    numbers.csv (text/csv, 8 octets)"), "{whole}");
 
+    // A copy has what was there when it was made.
+    local.ok(&["fork", "w", "copy"]);
+    local.wait_healthy("copy");
+    send("third");
+    assert_eq!(subjects(&local, "copy"), ["second", "first"]);
+    let deleted = local.ok(&["delete", "copy", "--yes", "--force"]);
+    assert_eq!(subjects(&local, "w"), ["third", "second", "first"], "{deleted}");
+
     // Neither its own user nor another workspace gets to the inbox itself.
     let own = local.inside("w", "ls /run/envforge-data/mailpit; curl -s localhost:8025");
     assert!(!own.status.success() && own.stdout.is_empty(), "{own:?}");
@@ -82,8 +90,8 @@ fn mail_is_kept_and_read_awake_asleep_and_after_its_server_was_killed_and_by_nob
 
     // Asleep it is read without waking anything, and nothing stays.
     local.ok(&["sleep", "w", "--wait"]);
-    assert_eq!(subjects(&local, "w"), ["second", "first"]);
-    let id = local.json(&["mail", "w"])["messages"][1]["id"].as_str().expect("an id").to_owned();
+    assert_eq!(subjects(&local, "w"), ["third", "second", "first"]);
+    let id = local.json(&["mail", "w"])["messages"][2]["id"].as_str().expect("an id").to_owned();
     let first = local.json(&["mail", "w", "--show", &id]);
     assert_eq!((&first["subject"], &first["attachments"][0]["name"]), (&"first".into(), &"numbers.csv".into()));
     assert_eq!(local.status("w")["runtime"]["state"], "asleep");
