@@ -640,6 +640,17 @@ async fn objects_as_a_whole(subject: &Storage, rig: &Rig) {
     let read = theirs.call(s3::Call::on("GET", &to.name, Some("z/deep/er"))).await.expect("the other one's keys");
     assert_eq!((read.body.len(), &read.headers["content-type"]), (1 << 20, &"text/x-own".parse().expect("a value")));
 
+    // One that is no more what was listed is not copied, and what is already right is left alone.
+    let listed = wanted.iter().find(|object| object.key == "plain").expect("listed");
+    let other = objects::Object { digest: "0".repeat(32), ..listed.clone() };
+    let copied = async |object| objects::copy_one(&root.client, &from.name, object, &to.name).await.expect("answered");
+    assert_eq!(copied(listed).await, objects::Copied::AsListed);
+    assert_eq!(copied(&other).await, objects::Copied::Moved);
+    own.call(s3::Call::on("DELETE", &from.name, Some("many/0000"))).await.expect("deleted");
+    objects::mirror(&root.client, &from.name, &to.name).await.expect("mirrored");
+    wanted.retain(|object| object.key != "many/0000");
+    assert_eq!(objects::list(&root.client, &to.name).await.expect("listed"), wanted);
+
     // In parts, as larger ones are.
     let large = vec![b'y'; (11 << 20) + 1];
     let call = s3::Call::on("PUT", &from.name, Some("large")).header("x-amz-meta-own", "kept");

@@ -145,10 +145,16 @@ impl Stored {
     /// # Panics
     /// When it fails.
     pub fn python_in(&self, workspace: &str, service: &str, script: &str) -> Value {
-        let text = format!("{}\n{script}\n", HEAD.replace("@BOTO3@", &self.boto3.to_string_lossy()));
+        let text = self.script(script);
         let out = self.local.ok(&["run", workspace, "--service", service, "--", "python3", "-c", &text]);
         let last = out.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         serde_json::from_str(last).unwrap_or_else(|error| panic!("{error} in {out}"))
+    }
+
+    /// The whole of a script, for whoever runs it otherwise.
+    #[must_use]
+    pub fn script(&self, script: &str) -> String {
+        format!("{}\n{script}\n", HEAD.replace("@BOTO3@", &self.boto3.to_string_lossy()))
     }
 
     /// The same in the environment of `web`.

@@ -40,6 +40,21 @@ pub(super) fn note_need(hub: &Hub, resources: &[ResourceSpec]) {
     }
 }
 
+/// Whether a server ever held anything for this installation.
+pub(super) fn was_used(hub: &Hub) -> bool {
+    place(hub).was_used()
+}
+
+/// The server as root knows it, started where it sleeps.
+///
+/// # Errors
+/// When it cannot be had, with how to get it.
+pub(super) async fn root(hub: &Hub) -> Result<Root, Trouble> {
+    let place = place(hub);
+    ensure(&place).await?;
+    Root::reach(&place).await
+}
+
 /// One at a time: each would start a keeper of its own.
 async fn ensure(place: &Place) -> Result<(), Trouble> {
     static ONCE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -155,6 +170,11 @@ pub async fn copy(home: &Path, to: &External, say: impl Fn(&str)) -> Result<(), 
             let carried = objects::carry(&from.client, &target, &bucket.name).await.map_err(trouble)?;
             say(&format!("{}: {carried} objects copied", workspace.display()));
         }
+    }
+    for bucket in super::copy::snapshot::buckets(home) {
+        objects::ensure_bucket(&target, &bucket).await.map_err(trouble)?;
+        let carried = objects::carry(&from.client, &target, &bucket).await.map_err(trouble)?;
+        say(&format!("{bucket}: {carried} objects copied"));
     }
     Ok(())
 }

@@ -81,12 +81,24 @@ pub(super) fn renew(sandbox_dir: &Path, kinds: &BTreeSet<ResourceKind>) -> Resul
 }
 
 /// The values of a copied workspace, from those of its source: what names the data stays, since that is the same (what was
-/// set up for it need not be set up again); everything that opens it is made anew.
+/// set up for it need not be set up again); everything that opens it is made anew. Its storage is what it has already.
 #[must_use]
-pub(super) fn of_copy(source: &[u8]) -> Vec<u8> {
+pub(super) fn of_copy(source: &[u8], storage: Keyring) -> Vec<u8> {
     let known: Values = serde_json::from_slice(source).unwrap_or_default();
-    let values = Values { numbers: known.numbers, data: known.data, resets: known.resets, ..Values::default() };
+    let values =
+        Values { numbers: known.numbers, data: known.data, resets: known.resets, storage, ..Values::default() };
     serde_json::to_vec(&values).unwrap_or_default()
+}
+
+/// Makes up the storage of a workspace that is to be a copy, before there is anything in it: whoever removes the workspace
+/// then knows what to remove.
+pub(super) fn storage_of_copy(
+    sandbox_dir: &Path,
+    workspace: &WorkspaceId,
+    source: &Keyring,
+) -> Result<Keyring, SystemError> {
+    let values = change(sandbox_dir, |values| values.storage.follow(workspace, source));
+    values.map(|values| values.storage)
 }
 
 impl Values {
@@ -231,7 +243,7 @@ mod tests {
         };
         let mut source = Values::default();
         source.complete(&WorkspaceId::generate(), std::slice::from_ref(&shared));
-        let copied = of_copy(&serde_json::to_vec(&source).expect("JSON"));
+        let copied = of_copy(&serde_json::to_vec(&source).expect("JSON"), Keyring::default());
         let mut copy: Values = serde_json::from_slice(&copied).expect("values");
         copy.complete(&WorkspaceId::generate(), &[shared]);
         assert_eq!((&copy.data, &copy.numbers), (&source.data, &source.numbers));

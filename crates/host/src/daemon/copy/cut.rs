@@ -3,12 +3,16 @@
 //! It has a thread and a runtime of its own: whatever waits for a process that stands still cannot keep it from
 //! letting that one go on.
 
-use super::plan::{self, DATA, DATABASE, FILES, Found, How, Plan, REDIS};
+use super::{
+    objects::{self, Objects, Pair},
+    plan::{self, DATA, DATABASE, FILES, Found, How, Plan, REDIS},
+};
 use crate::{
     daemon::supervisor::{self, Supervisor},
     resources::{
         postgres::backup::{self, Backup},
         redis,
+        storage::s3::Client,
     },
     supervise::{protocol::Ask, still},
     system::{
@@ -63,6 +67,8 @@ pub(super) struct Job {
     pub(super) owners: Owners,
     /// What of the user's files is left out.
     pub(super) is_left_out: fn(&Path) -> bool,
+    /// The server and where its objects go, if there are any.
+    pub(super) storage: Option<(Client, Vec<Pair>)>,
     /// Set by whoever wants it to end.
     pub(super) stop: Arc<AtomicBool>,
 }
@@ -130,7 +136,7 @@ async fn attempt(job: &Job) -> Result<Cut, Trouble> {
     let stood = stood?;
     copy.close().await;
     copying::sync(&job.target).map_err(system)?;
-    let bytes = copying::size_of(&job.target);
+    let bytes = copying::size_of(&job.target) + copy.objects.as_ref().map_or(0, Objects::octets);
     Ok(Cut { took: begun.elapsed(), stood, bytes })
 }
 
@@ -197,6 +203,7 @@ struct Copy<'a> {
     plan: Plan,
     mirrors: Vec<(How, Mirror)>,
     backup: Option<Backup>,
+    objects: Option<Objects>,
     /// Segments of the database's log that are copied.
     segments: BTreeSet<String>,
 }
@@ -219,7 +226,8 @@ impl<'a> Copy<'a> {
         for inner in ["state", DATA] {
             files::ensure_dir(&job.target.join(inner), 0o700).map_err(system)?;
         }
-        Ok(Self { job, plan, mirrors, backup: None, segments: BTreeSet::new() })
+        let objects = job.storage.as_ref().map(|(client, pairs)| Objects::new(client.clone(), pairs));
+        Ok(Self { job, plan, mirrors, backup: None, objects, segments: BTreeSet::new() })
     }
 
     /// Copies while everything goes on.
@@ -237,11 +245,18 @@ impl<'a> Copy<'a> {
         for (_, mirror) in self.mirrors.iter_mut().filter(|(how, _)| *how == How::Backup) {
             mirror.pass(None, stop).map_err(system)?;
         }
+        if let Some(objects) = &self.objects {
+            objects.begin().await?;
+        }
         for _ in 0..AHEAD {
             let synced = copying::sync(&self.job.sandbox.dir).map_err(system)?;
             let mut passed = Passed::default();
             for (_, mirror) in self.mirrors.iter_mut().filter(|(how, _)| *how != How::Backup) {
                 let one = mirror.pass(Some(synced), stop).map_err(system)?;
+                passed = Passed { files: passed.files + one.files, bytes: passed.bytes + one.bytes };
+            }
+            if let Some(objects) = &mut self.objects {
+                let one = objects.pass(stop).await?;
                 passed = Passed { files: passed.files + one.files, bytes: passed.bytes + one.bytes };
             }
             if let Some(backup) = &mut self.backup {
@@ -280,6 +295,15 @@ impl<'a> Copy<'a> {
                 How::Passes => drop(mirror.pass(None, &|| false).map_err(system)?),
                 How::Written => written(&self.job.sandbox.dir, mirror)?,
             }
+        }
+        if let Some(objects) = &mut self.objects {
+            let slow = |_| {
+                Trouble::new("the storage does not come to the end of what is new", "try again when it writes less")
+            };
+            tokio::time::timeout(BOUND, objects.last()).await.map_err(slow)??;
+        }
+        if let Some((_, pairs)) = &self.job.storage {
+            objects::are_all(&self.job.sandbox.dir, pairs).map_err(system)?;
         }
         for name in STATE {
             let (from, to) = (self.job.sandbox.dir.join("state").join(name), self.job.target.join("state").join(name));

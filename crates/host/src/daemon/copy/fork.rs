@@ -4,7 +4,7 @@
 //! process of the new workspace runs before. Whatever is cut short starts over. The copy's data is the source's, so
 //! set-up that was done for it is done; its credentials are its own.
 
-use super::{clear_away, system, take};
+use super::{Storage, clear_away, objects, system, take};
 use crate::{
     daemon::{
         hub::{Hub, Workspace},
@@ -23,6 +23,7 @@ use crate::{
 use envforge_api::{
     copy::CopyReport,
     host::WorkspaceIntent,
+    ids::WorkspaceId,
     states::{ShellState, Trouble},
 };
 use serde::{Deserialize, Serialize};
@@ -85,7 +86,7 @@ pub(in crate::daemon) async fn begin(
     let half = dir.join("copying");
     let to = accounts::ensure(&hub.installation, workspace.index).map_err(system)?;
     files::ensure_dir(&dir, 0o700).map_err(system)?;
-    let made = make(hub, &source, &of, &dir, &half, &to).await;
+    let made = make(hub, &source, &of, &workspace.id, &dir, &half, &to).await;
     let cleared = clear_away(&half).await;
     let cost = made?;
     cleared?;
@@ -112,20 +113,24 @@ async fn make(
     hub: &Hub,
     source: &Arc<Workspace>,
     of: &WorkspaceIntent,
+    workspace: &WorkspaceId,
     dir: &Path,
     half: &Path,
     to: &accounts::Accounts,
 ) -> Result<CopyReport, Trouble> {
-    let taken = take(hub, source, half, to, is_left_out).await?;
+    let state = dir.join("state");
+    files::ensure_dir(&state, 0o700).map_err(system)?;
+    let of_source = values::Values::of(&hub.installation.workspace_dir(&source.id));
+    let ring = values::storage_of_copy(dir, workspace, of_source.keyring()).map_err(system)?;
+    let storage = Storage::Fork(objects::of_fork(of_source.keyring(), &ring));
+    let taken = take(hub, source, half, to, is_left_out, storage).await?;
     let failed = |doing: &str, path: &Path, error: io::Error| {
         system(crate::system::SystemError::new(format!("{doing} {}", path.display()), error).on_disk(path))
     };
-    let state = dir.join("state");
-    files::ensure_dir(&state, 0o700).map_err(system)?;
     for name in super::cut::STATE {
         let Ok(bytes) = fs::read(half.join("state").join(name)) else { continue };
         let (name, bytes) = match name {
-            "resources.json" => (name, values::of_copy(&bytes)),
+            "resources.json" => (name, values::of_copy(&bytes, ring.clone())),
             // The cluster has it until it has its own.
             postgres::PASSWORD => (postgres::PASSWORD_BEFORE, bytes),
             postgres::PREPARED => continue,

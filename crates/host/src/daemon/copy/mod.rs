@@ -6,6 +6,7 @@
 
 mod cut;
 pub(super) mod fork;
+mod objects;
 mod plan;
 pub(super) mod restore;
 pub mod snapshot;
@@ -97,7 +98,11 @@ async fn take(
     target: &Path,
     to: &Accounts,
     is_left_out: fn(&Path) -> bool,
+    storage: Storage,
 ) -> Result<Taken, Trouble> {
+    let pairs = storage.pairs();
+    // It runs until the copy is there.
+    let root = objects::reach(hub, pairs).await?;
     let _one_at_a_time = source.copies.lock().await;
     let mut last = Trouble::new("the workspace wakes and sleeps again and again", "try again");
     for _ in 0..ATTEMPTS {
@@ -122,12 +127,23 @@ async fn take(
             continue;
         }
         clear(target).await?;
+        if let Storage::Snapshot(pairs) = &storage {
+            objects::declare(target, if root.is_some() { pairs } else { &[] })?;
+        }
         let at = Timestamp::now();
         let stop = Arc::new(AtomicBool::new(false));
         let sandbox = Sandbox::of(&hub.installation, &source.id, source.index, &intent.slug);
         let owners = Owners::between(&sandbox.accounts, to);
         let awake = matches!(found, Standing::Awake(_));
-        let job = cut::Job { sandbox, awake, target: target.to_owned(), owners, is_left_out, stop: Arc::clone(&stop) };
+        let job = cut::Job {
+            sandbox,
+            awake,
+            target: target.to_owned(),
+            owners,
+            is_left_out,
+            storage: root.as_ref().map(|root| (root.client.clone(), pairs.to_vec())),
+            stop: Arc::clone(&stop),
+        };
         let making = cut::make(job);
         tokio::pin!(making);
         let outcome = tokio::select! {
@@ -148,14 +164,30 @@ async fn take(
             // Of the end of a runtime something may be in the copy.
             Ok(_) => {}
             Err(trouble) if as_before && !stop.load(Ordering::Relaxed) => {
-                let _ = clear_away(target).await;
+                let _ = objects::discard(hub, target).await;
                 return Err(trouble);
             }
             Err(trouble) => last = trouble,
         }
-        let _ = clear_away(target).await;
+        let _ = objects::discard(hub, target).await;
     }
     Err(last)
+}
+
+/// Where the objects of a workspace are copied to.
+enum Storage {
+    /// Buckets of the workspace that it becomes.
+    Fork(Vec<objects::Pair>),
+    /// Buckets of the snapshot's own.
+    Snapshot(Vec<objects::Pair>),
+}
+
+impl Storage {
+    fn pairs(&self) -> &[objects::Pair] {
+        match self {
+            Self::Fork(pairs) | Self::Snapshot(pairs) => pairs,
+        }
+    }
 }
 
 async fn clear(target: &Path) -> Result<(), Trouble> {

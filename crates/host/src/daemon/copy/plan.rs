@@ -53,7 +53,7 @@ pub(super) const FILES: &str = "files";
 ///
 /// Where extents are shared, a cluster is cloned while its server stands still with all others: it comes up as after a
 /// loss of power at that moment, which costs nothing to copy. Where they are not, most of it is copied before.
-/// Objects of storage lie with the host's server and in no directory of a workspace.
+/// Objects of storage lie with the host's server and in no directory of a workspace: see [`objects`](super::objects).
 pub(super) fn plan(found: Found) -> Plan {
     let database = match (found.database, found.way) {
         (true, Way::Copy) => How::Backup,

@@ -4,9 +4,12 @@
 //! everything goes forward only, by renames that may be done again: whoever is killed, the next daemon comes to the same
 //! end before anything of the workspace is used. Without a journal nothing of it has changed.
 
-use super::{accounts_of, clear_away, cut, snapshot, system};
+use super::{accounts_of, clear_away, cut, objects, snapshot, system};
 use crate::{
-    daemon::hub::{Hub, Workspace},
+    daemon::{
+        hub::{Hub, Workspace},
+        values::Values,
+    },
     supervise::{logs::Logs, process, receipt, redact::Redactor},
     system::{
         SystemError,
@@ -40,6 +43,9 @@ const SHELL_GRACE: Duration = Duration::from_secs(2);
 struct Journal {
     command: CommandId,
     kept: SnapshotView,
+    /// What becomes of its buckets.
+    #[serde(default)]
+    buckets: Vec<objects::PutBack>,
 }
 
 fn journal_path(dir: &Path) -> PathBuf {
@@ -102,7 +108,7 @@ pub(in crate::daemon) async fn restore(
         return Err(Trouble::new(format!("there is no snapshot {}", order.snapshot), hint));
     }
     for left in ["restoring", "replaced"] {
-        clear_away(&dir.join(left)).await?;
+        objects::discard(hub, &dir.join(left)).await?;
     }
     let prepared = prepare(hub, workspace, &from, dir.join("restoring")).await;
     if let Err(trouble) = prepared {
@@ -112,7 +118,7 @@ pub(in crate::daemon) async fn restore(
     let outcome = exchange(hub, workspace, &order, &dir).await;
     if outcome.is_err() && !is_under_way(hub, workspace) {
         for left in ["restoring", "replaced"] {
-            let _ = clear_away(&dir.join(left)).await;
+            let _ = objects::discard(hub, &dir.join(left)).await;
         }
     }
     // Whatever became of it, the shell is prepared again; where a journal is left, that goes on with it.
@@ -159,8 +165,12 @@ async fn exchange(hub: &Hub, workspace: &Workspace, order: &Order<'_>, dir: &Pat
     let sandbox = Sandbox::of(&hub.installation, &workspace.id, workspace.index, &slug);
     end_shell(&sandbox, order.snapshot).await?;
     let replaced = dir.join("replaced");
+    files::ensure_dir(&replaced, 0o700).map_err(system)?;
+    let values = Values::of(dir);
+    let pairs = objects::of_snapshot(&workspace.id, values.keyring(), order.kept);
+    objects::keep(hub, &replaced, &pairs).await?;
+    let from = snapshot::dir(hub, &workspace.id, order.snapshot);
     let keep = || -> Result<(), SystemError> {
-        files::ensure_dir(&replaced, 0o700)?;
         files::ensure_dir(&replaced.join("state"), 0o700)?;
         for name in cut::STATE {
             if let Ok(bytes) = fs::read(dir.join("state").join(name)) {
@@ -175,7 +185,8 @@ async fn exchange(hub: &Hub, workspace: &Workspace, order: &Order<'_>, dir: &Pat
             generation,
             cost: CopyReport { took_ms: 0, stall_ms: 0, size_bytes },
         };
-        let journal = Journal { command: order.command.clone(), kept };
+        let buckets = objects::to_put_back(&from, values.keyring());
+        let journal = Journal { command: order.command.clone(), kept, buckets };
         let bytes = serde_json::to_vec(&journal).unwrap_or_default();
         files::write_durably(&journal_path(dir), &bytes, 0o600)
     };
@@ -248,6 +259,7 @@ pub(in crate::daemon) async fn complete(hub: &Hub, workspace: &Workspace) -> Res
     let Some(journal) = journal(&dir).map_err(system)? else { return Ok(()) };
     let of_workspace = snapshot::of_workspace(hub, &workspace.id);
     let kept = snapshot::dir(hub, &workspace.id, &journal.kept.id);
+    objects::put_back(hub, &journal.buckets).await?;
     let forward = || -> Result<(), SystemError> {
         receipt::void(&dir)?;
         roll_forward(&dir)?;
@@ -312,6 +324,9 @@ fn put_away(replaced: &Path, kept: &Path, owners: &Owners) -> Result<(), SystemE
         let rules = Rules { is_left_out: |_| false, only_grows: |_| false };
         let way = copying::Way::Copy;
         Mirror::new(&replaced.join(part), &kept.join(part), owners.clone(), rules, way).pass(None, &|| false)?;
+    }
+    if let Ok(buckets) = fs::read(replaced.join(objects::KEPT)) {
+        files::write_durably(&kept.join(objects::KEPT), &buckets, 0o600)?;
     }
     copying::sync(kept)?;
     let manifest =

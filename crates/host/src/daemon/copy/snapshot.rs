@@ -1,9 +1,12 @@
 //! Kept states of a workspace: `<home>/snapshots/<workspace>/<snapshot>/{files,data,state}` and, written last, a
 //! manifest. A directory without one is what a crash left, and is removed when the daemon starts.
 
-use super::{accounts_of, clear_away, system, take};
+use super::{Storage, accounts_of, objects, system, take};
 use crate::{
-    daemon::hub::{Hub, Workspace},
+    daemon::{
+        hub::{Hub, Workspace},
+        values::Values,
+    },
     system::{SystemError, files, removal},
 };
 use envforge_api::{
@@ -15,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// What a snapshot says of itself.
@@ -86,7 +90,11 @@ pub async fn create_as(
     }
     files::ensure_dir(&hub.installation.home.join("snapshots"), 0o700).map_err(system)?;
     files::ensure_dir(&of_workspace(hub, &workspace.id), 0o700).map_err(system)?;
-    let taken = take(hub, workspace, &at, &accounts_of(hub, workspace), is_left_out).await?;
+    // Nothing may be left of an attempt that was cut short, on the server least of all.
+    objects::discard(hub, &at).await?;
+    let values = Values::of(&hub.installation.workspace_dir(&workspace.id));
+    let storage = Storage::Snapshot(objects::of_snapshot(&workspace.id, values.keyring(), id));
+    let taken = take(hub, workspace, &at, &accounts_of(hub, workspace), is_left_out, storage).await?;
     let view = SnapshotView {
         id: id.clone(),
         created_at: taken.at,
@@ -95,7 +103,7 @@ pub async fn create_as(
         cost: taken.cost,
     };
     if let Err(error) = declare(&at, workspace, view.clone()) {
-        let _ = clear_away(&at).await;
+        let _ = objects::discard(hub, &at).await;
         return Err(system(error));
     }
     show(hub, workspace);
@@ -117,15 +125,26 @@ pub(in crate::daemon) async fn remove(hub: &Hub, workspace: &Workspace, id: &Sna
         Ok(()) | Err(_) => {}
     }
     show(hub, workspace);
-    clear_away(&at).await
+    objects::discard(hub, &at).await
 }
 
 /// Removes all of a workspace that is removed.
 ///
 /// # Errors
-/// When the disk refuses; calling again goes on.
-pub(in crate::daemon) fn remove_all(hub: &Hub, workspace: &WorkspaceId) -> Result<(), SystemError> {
-    removal::remove(&of_workspace(hub, workspace))
+/// When the disk or the storage server refuses; calling again goes on.
+pub(in crate::daemon) async fn remove_all(hub: &Hub, workspace: &WorkspaceId) -> Result<(), Trouble> {
+    for entry in fs::read_dir(of_workspace(hub, workspace)).into_iter().flatten().flatten() {
+        objects::discard(hub, &entry.path()).await?;
+    }
+    removal::remove(&of_workspace(hub, workspace)).map_err(system)
+}
+
+/// Buckets of all snapshots of an installation, for whoever moves them.
+pub(in crate::daemon) fn buckets(home: &Path) -> Vec<String> {
+    let below = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let each = below(home.join("snapshots")).flat_map(below);
+    let whole = each.filter(|at| at.join(MANIFEST).exists());
+    whole.filter_map(|at| objects::kept(&at)).flatten().map(|pair| pair.bucket).collect()
 }
 
 /// Those that there are, oldest first.
@@ -143,14 +162,22 @@ pub(super) fn show(hub: &Hub, workspace: &Workspace) {
 }
 
 /// After a start: those that there are; what a crash left of others goes.
-pub(in crate::daemon) fn look(hub: &Hub, workspace: &Workspace) {
-    for entry in fs::read_dir(of_workspace(hub, &workspace.id)).into_iter().flatten().flatten() {
-        if !entry.path().join(MANIFEST).exists()
-            && !super::restore::is_under_way(hub, workspace)
-            && let Err(error) = removal::remove(&entry.path())
-        {
-            tracing::warn!(workspace = %workspace.id, %error, "what is left of a snapshot cannot be removed");
-        }
-    }
+pub(in crate::daemon) fn look(hub: &Arc<Hub>, workspace: &Arc<Workspace>) {
     show(hub, workspace);
+    let left = fs::read_dir(of_workspace(hub, &workspace.id)).into_iter().flatten().flatten();
+    let left: Vec<PathBuf> = left.map(|entry| entry.path()).filter(|at| !at.join(MANIFEST).exists()).collect();
+    if left.is_empty() || super::restore::is_under_way(hub, workspace) {
+        return;
+    }
+    let (hub, workspace) = (Arc::clone(hub), Arc::clone(workspace));
+    // Ends when they are gone; a daemon that starts anew begins again.
+    tokio::spawn(async move {
+        let _one_at_a_time = workspace.copies.lock().await;
+        for at in left.iter().filter(|at| !at.join(MANIFEST).exists()) {
+            if let Err(trouble) = objects::discard(&hub, at).await {
+                let (id, reason) = (&workspace.id, trouble.reason);
+                tracing::warn!(workspace = %id, reason, "what is left of a snapshot cannot be removed");
+            }
+        }
+    });
 }

@@ -198,7 +198,7 @@ async fn remove(hub: &Arc<Hub>, workspace: &Arc<Workspace>, intent: &WorkspaceIn
     let _alone = workspace.rest.claim().await;
     let sandbox = Sandbox::of(&hub.installation, &workspace.id, workspace.index, &intent.slug);
     let removed = async || {
-        snapshot::remove_all(hub, &workspace.id).map_err(|e| Trouble::new(e.to_string(), e.hint))?;
+        snapshot::remove_all(hub, &workspace.id).await?;
         // First: its keys are known only as long as its directory is there.
         storage::remove(hub, &sandbox.dir).await?;
         cloud::remove(hub, workspace, intent).await?;

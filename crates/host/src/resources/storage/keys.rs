@@ -98,6 +98,20 @@ impl Keyring {
         service.map_or(self.shared.as_ref(), |service| self.services.get(service))
     }
 
+    /// Makes up what is missing of the parts that another one has.
+    pub fn follow(&mut self, workspace: &WorkspaceId, other: &Self) {
+        if other.shared.is_some() {
+            self.complete(workspace, None);
+        }
+        other.services.keys().for_each(|service| self.complete(workspace, Some(service)));
+    }
+
+    /// Names of its buckets, each with the name of the same part of another ring.
+    pub fn beside<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let parts = std::iter::once(None).chain(self.services.keys().map(Some));
+        parts.filter_map(|part| Some((self.bucket(part)?.name.as_str(), other.bucket(part)?.name.as_str())))
+    }
+
     /// Each of them.
     pub fn all(&self) -> impl Iterator<Item = &Bucket> {
         self.shared.iter().chain(self.services.values())
@@ -135,6 +149,10 @@ mod tests {
             assert!(all[..at].iter().all(|o| o.name != bucket.name && o.keys.access_key != bucket.keys.access_key));
             assert_eq!(Bucket::of_fields(&bucket.fields(None)).as_ref(), Some(*bucket));
         }
+        let mut copy = Keyring::default();
+        copy.follow(&two, &ring);
+        assert_eq!(ring.beside(&copy).count(), 2);
+        assert!(ring.beside(&copy).all(|(of, other)| of != other));
         assert_eq!(ring.secret(&all[1].keys.access_key), Some(&all[1].keys.secret_key));
         assert_eq!(ring.secret(&all[2].keys.access_key), None, "another workspace's");
         let url = all[0].fields(Some("http://storage--w--o.dev.localhost"))["url"].expose().to_owned();

@@ -4,6 +4,7 @@
 use super::s3::{Answer, Call, Client, Failed, all, first};
 use envforge_api::sigv4;
 use hyper::StatusCode;
+use std::collections::BTreeMap;
 
 /// Objects named in one answer.
 const PAGE: usize = 1000;
@@ -23,11 +24,38 @@ pub struct Object {
     pub digest: String,
 }
 
+/// An object with when it was written: its description may change and its content stay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The object.
+    pub object: Object,
+    /// When, as the server writes it.
+    pub modified: String,
+}
+
 /// Everything in a bucket, by key.
 ///
 /// # Errors
 /// When the server does not answer, or the bucket is not there.
 pub async fn list(client: &Client, bucket: &str) -> Result<Vec<Object>, Failed> {
+    let mut found: Vec<Object> = pages(client, bucket).await?.into_iter().map(|listed| listed.object).collect();
+    found.sort();
+    Ok(found)
+}
+
+/// The same with times, of a bucket that holds nothing where it was never made.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn listed(client: &Client, bucket: &str) -> Result<BTreeMap<String, Listed>, Failed> {
+    match pages(client, bucket).await {
+        Ok(all) => Ok(all.into_iter().map(|listed| (listed.object.key.clone(), listed)).collect()),
+        Err(error) if error.is(StatusCode::NOT_FOUND) => Ok(BTreeMap::new()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn pages(client: &Client, bucket: &str) -> Result<Vec<Listed>, Failed> {
     let mut found = Vec::new();
     let mut from: Option<String> = None;
     loop {
@@ -46,14 +74,14 @@ pub async fn list(client: &Client, bucket: &str) -> Result<Vec<Object>, Failed> 
             let key = String::from_utf8(sigv4::decode(&key.replace('+', "%20"))).map_err(|_| unreadable())?;
             let size = first(entry, "Size").and_then(|size| size.parse().ok()).ok_or_else(unreadable)?;
             let digest = first(entry, "ETag").unwrap_or_default().trim_matches('"').to_owned();
-            found.push(Object { key, size, digest });
+            let modified = first(entry, "LastModified").unwrap_or_default();
+            found.push(Listed { object: Object { key, size, digest }, modified });
         }
         if first(&text, "IsTruncated").as_deref() != Some("true") {
             break;
         }
         from = Some(first(&text, "NextContinuationToken").ok_or(Failed::Unreadable("a page without a next one"))?);
     }
-    found.sort();
     Ok(found)
 }
 
@@ -73,19 +101,75 @@ pub async fn copy(client: &Client, from: &str, to: &str) -> Result<Vec<Object>, 
 pub async fn copy_by(client: &Client, from: &str, to: &str, part: u64) -> Result<Vec<Object>, Failed> {
     let objects = list(client, from).await?;
     for object in &objects {
-        let source = format!("/{from}/{}", sigv4::encode(object.key.as_bytes(), "/"));
-        let key = Some(object.key.as_str());
-        if object.size <= part {
-            let call = Call::on("PUT", to, key).header("x-amz-copy-source", source);
-            tag_of(&client.call(call).await?.text())?;
-            continue;
-        }
-        // What a client told of an object is not kept by the server when it is put together from parts.
-        let about = client.call(Call::on("HEAD", from, key)).await?;
-        let begin = described(Call::on("POST", to, key), &about);
-        in_parts(client, begin, to, object, part, &Parts::OfServer { source: &source }).await?;
+        copy_object(client, from, object, to, part).await?;
     }
     Ok(objects)
+}
+
+async fn copy_object(client: &Client, from: &str, object: &Object, to: &str, part: u64) -> Result<(), Failed> {
+    let source = format!("/{from}/{}", sigv4::encode(object.key.as_bytes(), "/"));
+    let key = Some(object.key.as_str());
+    if object.size <= part {
+        let call = Call::on("PUT", to, key).header("x-amz-copy-source", source);
+        return tag_of(&client.call(only(call, object)).await?.text()).map(drop);
+    }
+    // What a client told of an object is not kept by the server when it is put together from parts.
+    let about = client.call(Call::on("HEAD", from, key)).await?;
+    let begin = described(Call::on("POST", to, key), &about);
+    in_parts(client, begin, to, object, part, &Parts::OfServer { source: &source }).await
+}
+
+/// Has a copy be made of what was listed or not at all.
+fn only(call: Call, object: &Object) -> Call {
+    call.header("x-amz-copy-source-if-match", format!("\"{}\"", object.digest))
+}
+
+/// What became of copying an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    /// It is what was listed.
+    AsListed,
+    /// It was written or removed since.
+    Moved,
+}
+
+/// Copies one object as it was listed.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn copy_one(client: &Client, from: &str, object: &Object, to: &str) -> Result<Copied, Failed> {
+    match copy_object(client, from, object, to, PART).await {
+        Ok(()) => Ok(Copied::AsListed),
+        Err(error) if error.is(StatusCode::PRECONDITION_FAILED) || error.is(StatusCode::NOT_FOUND) => Ok(Copied::Moved),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes one object.
+///
+/// # Errors
+/// When the server does not answer or refuses.
+pub async fn remove(client: &Client, bucket: &str, key: &str) -> Result<(), Failed> {
+    client.call(Call::on("DELETE", bucket, Some(key))).await.map(drop)
+}
+
+/// Has a bucket hold what another one of the same server holds, to which nobody writes: what differs is copied, what is not
+/// there is removed. Done again, it comes to the same.
+///
+/// # Errors
+/// When the server does not answer, or the bucket that is copied is not there.
+pub async fn mirror(client: &Client, from: &str, to: &str) -> Result<(), Failed> {
+    let wanted = list(client, from).await?;
+    ensure_bucket(client, to).await?;
+    let there = list(client, to).await?;
+    for object in wanted.iter().filter(|object| there.binary_search(object).is_err()) {
+        copy_object(client, from, object, to, PART).await?;
+    }
+    let gone = |object: &&Object| wanted.binary_search_by(|one| one.key.cmp(&object.key)).is_err();
+    for object in there.iter().filter(gone) {
+        remove(client, to, &object.key).await?;
+    }
+    Ok(())
 }
 
 /// Makes the bucket of the same name on another server hold the same objects: those that are missing or differ are
@@ -151,11 +235,20 @@ enum Parts<'a> {
 
 impl Parts<'_> {
     /// Makes one, from the first to the last octet; its tag.
-    async fn put(&self, to: &Client, bucket: &str, key: &str, call: Call, octets: [u64; 2]) -> Result<String, Failed> {
+    async fn put(
+        &self,
+        to: &Client,
+        bucket: &str,
+        object: &Object,
+        call: Call,
+        octets: [u64; 2],
+    ) -> Result<String, Failed> {
+        let key = object.key.as_str();
         let range = format!("bytes={}-{}", octets[0], octets[1]);
         match self {
             Self::OfServer { source } => {
                 let call = call.header("x-amz-copy-source", *source).header("x-amz-copy-source-range", range);
+                let call = only(call, object);
                 tag_of(&to.call(call).await?.text())
             }
             Self::Carried { from } => {
@@ -190,7 +283,7 @@ async fn in_parts(
             let end = (start + part).min(object.size);
             let call = Call::on("PUT", bucket, Some(key)).with("partNumber", number.to_string());
             let call = call.with("uploadId", upload.as_str());
-            let tag = parts.put(client, bucket, key, call, [start, end - 1]).await?;
+            let tag = parts.put(client, bucket, object, call, [start, end - 1]).await?;
             done.push_str(&format!("<Part><PartNumber>{number}</PartNumber><ETag>\"{tag}\"</ETag></Part>"));
             start = end;
         }
