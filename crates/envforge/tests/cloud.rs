@@ -254,3 +254,45 @@ fn a_daemon_that_is_killed_while_a_program_works_asks_again_and_leaves_one_datab
     local.ok(&["delete", "w", "--yes", "--force"]);
     assert!(databases(&outside).is_empty());
 }
+
+#[test]
+fn what_someone_removed_outside_is_made_anew_and_set_up_again() {
+    let mut outside = Outside::start();
+    outside.start_postgres();
+    let (local, _fixture) = start(&outside);
+    put_shipped(&local);
+    local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
+    local.curl("w", "http://localhost:3000/add?text=x");
+    local.ok(&["sleep", "w", "--wait"]);
+    let made = databases(&outside);
+    assert!(outside.sql("postgres", &format!("drop database {} with (force)", made[0])).is_some());
+    local.ok(&["wake", "w"]);
+    local.wait_healthy("w");
+    assert_eq!(local.curl_json("w", "http://localhost:3000/")["rows"], 0, "its table is there again");
+    assert_eq!(databases(&outside), made);
+    local.ok(&["delete", "w", "--yes", "--force"]);
+    assert!(databases(&outside).is_empty());
+}
+
+#[test]
+fn a_program_that_hangs_is_ended_with_all_it_started_and_holds_nobody_else_up() {
+    let outside = Outside::start();
+    let (local, _fixture) = start(&outside);
+    put(&local, "#!/bin/sh\ntrap '' TERM\nsetsid sleep 1000 &\nsleep 1000\n");
+    local.ok(&["up", "w", "-c", "--no-attach"]);
+    let waking = local.wait_for("w", "served otherwise", |s| service(s, "api")["state"] == "healthy");
+    assert_eq!(resource(&waking, "database")["state"], "waking");
+    let hung = eventually("it hangs", || {
+        let pids = local.pids_in("provisioners");
+        (pids.len() >= 3).then_some(pids)
+    });
+    let status = local.wait_for("w", "blocked", |s| resource(s, "database")["state"] == "blocked");
+    let reason = resource(&status, "database")["reason"].as_str().expect("a reason");
+    assert_eq!(reason, "the provisioner of database did not answer within 30 s");
+    let left = local.pids_in("provisioners");
+    assert!(hung.iter().all(|pid| !left.contains(pid)), "nothing of it is left: {hung:?} {left:?}");
+    // A sleep takes the question with it.
+    eventually("it is asked again", || (!local.pids_in("provisioners").is_empty()).then_some(()));
+    local.ok(&["sleep", "w", "--wait"]);
+    eventually("nobody asks", || local.pids_in("provisioners").is_empty().then_some(()));
+}

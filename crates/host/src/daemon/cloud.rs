@@ -30,11 +30,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{sync::Notify, task::AbortHandle};
+use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
 /// Between two questions about one that is coming, or whose program failed; doubling.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// One that is coming for longer is blocked until it is there: a wake that goes on for ever is metered for ever.
+const LONGEST_COMING: Duration = Duration::from_secs(15 * 60);
 
 /// Something that may exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,9 +171,11 @@ impl Asking {
 /// Asks until it is there. Ends with the runtime; what was begun then is asked again at the next wake.
 async fn ask(hub: Arc<Hub>, workspace: Arc<Workspace>, key: Key, about: About, news: Arc<Notify>) {
     let mut pause = FIRST_PAUSE;
+    let begun = Instant::now();
     loop {
         let outcome = once(&hub, &workspace, &key, &about).await;
         let trouble = match &outcome {
+            Ok(Made::Coming) if begun.elapsed() >= LONGEST_COMING => Some(late(key.0)),
             Ok(Made::Ready | Made::Coming) => None,
             Err(trouble) => {
                 tracing::warn!(workspace = %workspace.id, kind = %key.0, reason = %trouble.reason, "a provisioner was asked in vain");
@@ -192,6 +196,12 @@ async fn ask(hub: Arc<Hub>, workspace: Arc<Workspace>, key: Key, about: About, n
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+fn late(kind: ResourceKind) -> Trouble {
+    let minutes = LONGEST_COMING.as_secs() / 60;
+    let reason = format!("the provisioner of {kind} is at it for more than {minutes} minutes");
+    Trouble::new(reason, "it is asked again by itself while the runtime is awake, and at the next wake")
 }
 
 /// What one question came to.

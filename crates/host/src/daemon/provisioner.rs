@@ -14,7 +14,7 @@ use crate::{
     },
     system::{
         accounts,
-        cgroup::{self, Limits},
+        cgroup::{self, Group, Limits},
         enter::Entry,
         spawn::Stream,
     },
@@ -247,6 +247,16 @@ async fn most(from: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     bytes
 }
 
+/// Kills what is left of a program when its question is given up: at a sleep, or with the workspace.
+struct Ends(Group);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // What cannot be killed now is before the next question.
+        let _ = self.0.kill();
+    }
+}
+
 async fn run(hub: &Hub, name: &str, program: &Path, request: &[u8]) -> Result<Ended, Trouble> {
     let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
     let account = accounts::ensure_provisioner_account(&hub.installation).map_err(system)?;
@@ -257,6 +267,7 @@ async fn run(hub: &Hub, name: &str, program: &Path, request: &[u8]) -> Result<En
         process::end(&group).await;
         group = base.child(name).map_err(system)?;
     }
+    let _ends = Ends(group.clone());
     // Where groups cannot be limited it goes without, as everything there does.
     let _ = group.limit(LIMITS);
     let variables =
