@@ -66,6 +66,10 @@ pub async fn run_setup(
     let found = super::read_manifests(sandbox, &intent.spec).await;
     super::show_faces(hub, workspace, &intent.spec, &found);
     let resolution = resolve(&intent.spec, &found, &facts(intent));
+    let has_steps = |s: &&ResolvedService| s.setup.iter().any(|step| step.layer == Layer::Shell);
+    if !resolution.services.iter().any(|service| has_steps(&service)) {
+        return BTreeMap::new();
+    }
     let given = secrets::fetch(hub, &sandbox.dir, &intent.workspace, &intent.project, &resolution).await;
     let given = given.unwrap_or_else(|error| {
         tracing::error!(%error, workspace = %workspace.id, "secrets cannot be kept: set-up steps go without");
@@ -73,7 +77,7 @@ pub async fn run_setup(
     });
     // A step may print what lies in the workspace, the files of the services' environments among it.
     let logs = Logs::new(sandbox.dir.join("logs"), secrets::redactor(&sandbox.dir));
-    let services = resolution.services.iter().filter(|s| s.setup.iter().any(|step| step.layer == Layer::Shell));
+    let services = resolution.services.iter().filter(has_steps);
     let runs = services.map(|service| async {
         let outcome = run_service(hub, workspace, sandbox, &logs, service, &given).await;
         (service.name.clone(), outcome.err())
