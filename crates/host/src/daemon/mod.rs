@@ -280,7 +280,7 @@ pub async fn wipe(home: &Path) -> Result<(), SystemError> {
     let installation = Installation::open(home)?;
     let lock = lock(&installation)?;
     let killed = kill_supervisors(&installation);
-    keeper::end(&Place::new(&installation.home, &installation.run)).await?;
+    keeper::kill(&Place::new(&installation.home, &installation.run)).await?;
     sandbox::wipe(&installation).await?;
     drop(lock);
     let _ = files::write_whole(&installation.home.join("host").join("wiped"), b"", 0o644);

@@ -107,6 +107,7 @@ impl Driver for Storage {
             let root = Root::reach(&Place::of(&context.sandbox)).await?;
             for bucket in buckets(context) {
                 users::ensure(&root.client, root.kind, &bucket).await.map_err(trouble)?;
+                users::readable(&root.client, &bucket).await;
             }
             Ok(())
         })

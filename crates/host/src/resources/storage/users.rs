@@ -123,6 +123,33 @@ pub async fn settled(any: &Client, bucket: &Bucket) {
     let _ = timeout(SETTLES, steady).await;
 }
 
+/// Objects that are tried for one that holds something.
+const TRIED: &str = "20";
+
+/// Waits until what is in a bucket can be read: SeaweedFS knows names, and answers for them, a moment before it knows where
+/// their content lies. One that is damaged is waited for no longer than one that was made anew.
+pub async fn readable(any: &Client, bucket: &Bucket) {
+    let client = any.with_keys(&bucket.keys);
+    let read = async || {
+        let listed = client.call(Call::on("GET", &bucket.name, None).with("list-type", "2").with("max-keys", TRIED));
+        let text = listed.await?.text();
+        let holds = |entry: &&str| first(entry, "Size").is_some_and(|size| size != "0");
+        let Some(key) = all(&text, "Contents").into_iter().find(holds).and_then(|entry| first(entry, "Key")) else {
+            return Ok::<_, Failed>(());
+        };
+        match client.call(Call::on("GET", &bucket.name, Some(&key)).header("range", "bytes=0-0")).await {
+            Err(error) if error.is(StatusCode::NOT_FOUND) => Ok(()),
+            answered => answered.map(drop),
+        }
+    };
+    let until = async {
+        while read().await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _ = timeout(SETTLES, until).await;
+}
+
 /// Removes a bucket, everything in it and its user. What is gone already is as wanted.
 ///
 /// # Errors

@@ -17,7 +17,7 @@ use envforge_api::{
     states::Trouble,
     tunnel::NotOpened,
 };
-pub use need::{Need, dial, end, ensure, watch};
+pub use need::{Need, dial, end, ensure, kill, watch};
 use own::Own;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,8 @@ pub(super) enum Ask {
     Watch,
     /// End, whoever needs the server.
     End,
+    /// The same without giving the server time: its data is about to be removed.
+    Kill,
 }
 
 /// How the server stands.
@@ -84,7 +86,8 @@ struct Shared {
     address: String,
     stands: channel::Sender<Told>,
     needs: channel::Sender<usize>,
-    ended: channel::Sender<bool>,
+    /// Set by whoever ends it: how long the server may take.
+    ended: channel::Sender<Option<Duration>>,
 }
 
 /// A keeper that is about to serve.
@@ -186,7 +189,7 @@ impl Keeper {
             address,
             stands: channel::Sender::new(Told::Coming),
             needs: channel::Sender::new(0),
-            ended: channel::Sender::new(false),
+            ended: channel::Sender::new(None),
         });
         // Ends with the process: whoever is connected then finds that out.
         tokio::task::spawn_local(accept(listener, Rc::clone(&shared)));
@@ -201,13 +204,14 @@ impl Keeper {
         tokio::select! {
             never = running => match never {},
             () = unneeded(shared.needs.subscribe()) => {}
-            _ = ended.wait_for(|ended| *ended) => {}
+            _ = ended.wait_for(Option::is_some) => {}
             _ = term.recv() => {}
         }
         // Whoever comes from here on finds no socket, and has another keeper begin, which waits for the lock.
         let _ = rustix::fs::unlinkat(&self.run, "storage.sock", AtFlags::empty());
         if let Server::Own(own) = &self.server {
-            own.stop().await;
+            let grace = *shared.ended.borrow();
+            own.stop(grace.unwrap_or(own::GRACE)).await;
         }
         Ok(())
     }
@@ -297,8 +301,9 @@ async fn answer(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
             dial::answer(&stream, outcome).await
         }
         Ask::Watch => stream.read_u8().await.map(drop),
-        Ask::End => {
-            shared.ended.send_replace(true);
+        Ask::End | Ask::Kill => {
+            let grace = if ask == Ask::Kill { Duration::ZERO } else { own::GRACE };
+            shared.ended.send_replace(Some(grace));
             stream.read_u8().await.map(drop)
         }
     }

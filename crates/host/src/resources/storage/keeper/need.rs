@@ -144,6 +144,19 @@ pub async fn ensure(place: &Place) -> Result<(), Trouble> {
     }
 }
 
+/// The same at once, of a server whose data is about to be removed.
+///
+/// # Errors
+/// As [`end`].
+pub async fn kill(place: &Place) -> Result<(), SystemError> {
+    if let Ok(mut stream) = connect(place, Ask::Kill).await {
+        let gone = async { drop(stream.read_u8().await) };
+        let _ = timeout(ENDS, gone).await;
+    }
+    // One of before an upgrade does not know the word.
+    end(place).await
+}
+
 /// Ends the keeper and its server, whoever needs them, and waits until they are gone. None is as wanted.
 ///
 /// # Errors

@@ -42,7 +42,7 @@ pub(super) const ADDRESS: &str = "127.0.0.1:9000";
 /// How long it may take until it answers: what it kept is read first.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// SeaweedFS sometimes takes half a minute to end by itself. What it acknowledged is with the kernel by then.
-const GRACE: Duration = Duration::from_secs(3);
+pub(super) const GRACE: Duration = Duration::from_secs(3);
 /// First and longest pause before it is started again.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(30)];
 /// A server that served so long did not end because of how it starts.
@@ -158,7 +158,7 @@ impl Own {
             answers = timeout(PATIENCE, ready) => answers,
         };
         if answers.is_err() {
-            self.stop().await;
+            self.stop(GRACE).await;
             return Err(Trouble::new(format!("{name} does not answer after {} s", PATIENCE.as_secs()), hint));
         }
         stands.send_replace(Told::Ready);
@@ -219,12 +219,12 @@ impl Own {
         }
     }
 
-    /// Ends it.
-    pub(super) async fn stop(&self) {
+    /// Ends it, by force when it takes longer than that.
+    pub(super) async fn stop(&self, grace: Duration) {
         let Some(running) = self.running.take().filter(|running| running.lives()) else { return };
         let pid = Pid::from_raw(running.pid);
         let _ = kill(pid, Signal::SIGTERM);
-        if timeout(GRACE, doors::wait_for_end(running.pid)).await.is_err() {
+        if timeout(grace, doors::wait_for_end(running.pid)).await.is_err() {
             let _ = kill(pid, Signal::SIGKILL);
             let _ = doors::wait_for_end(running.pid).await;
         }
