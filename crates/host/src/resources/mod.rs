@@ -26,6 +26,7 @@ use std::{
     path::{Path, PathBuf},
     time::Instant,
 };
+use tokio::sync::watch;
 
 /// Whether a server of the workspace may have the port, asked from inside its network before it is started. A server that
 /// got only one of the two loopback addresses would be taken for whoever has the other.
@@ -122,6 +123,12 @@ pub trait Driver: std::fmt::Debug {
 
     /// What lies on disk of it while no server runs on it. Waits for the disk.
     fn at_rest(&self, context: &Context, until: Instant) -> Look;
+
+    /// What the server needs done while it serves, and cannot do by itself. Does not end by itself; may be dropped at any
+    /// moment.
+    fn tend(&self, _contexts: watch::Receiver<Context>) -> LocalBoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
 
     /// Who can say what its sessions do; `None` for a server whose sessions are no work.
     fn watch(&self, context: &Context) -> Option<Box<dyn Watch>>;

@@ -1,4 +1,9 @@
 //! Redis: cache and queue of a workspace, one server, append-only file.
+//!
+//! A server knows one policy for all it holds. One that is a queue, too, evicts nothing by itself; [`evict`] does in the
+//! cache's databases alone.
+
+mod evict;
 
 use super::{
     Context, Driver, Watch, find_program,
@@ -16,6 +21,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::watch,
 };
 
 /// How long a server may take to write down what it holds before it is signalled as well.
@@ -52,6 +58,12 @@ async fn tell(commands: &[&str]) -> io::Result<()> {
         None if answer.lines().count() == commands.len() + 1 => Ok(()),
         refused => Err(io::Error::other(refused.unwrap_or("it broke off").to_owned())),
     }
+}
+
+/// The databases of a kind, by number.
+fn numbers(context: &Context, kind: ResourceKind) -> Vec<u16> {
+    let number = |share: &super::Share| share.fields.get("url")?.expose().rsplit('/').next()?.parse().ok();
+    context.shares.iter().filter(|share| share.kind == kind).filter_map(number).collect()
 }
 
 fn has_queue(context: &Context) -> bool {
@@ -179,10 +191,7 @@ impl Driver for Redis {
 
     fn wipe<'a>(&'a self, context: &'a Context, kind: ResourceKind) -> LocalBoxFuture<'a, Result<(), Trouble>> {
         Box::pin(async move {
-            for share in context.shares.iter().filter(|share| share.kind == kind) {
-                let number =
-                    share.fields.get("url").and_then(|url| url.expose().rsplit('/').next()?.parse::<u16>().ok());
-                let Some(number) = number else { continue };
+            for number in numbers(context, kind) {
                 tell(&[&format!("SELECT {number}"), "FLUSHDB SYNC"]).await.map_err(|error| {
                     let hint = "`envforge logs WS redis` may say why; it is tried again at the next wake";
                     Trouble::new(format!("cannot empty the {kind}: {error}"), hint)
@@ -212,6 +221,10 @@ impl Driver for Redis {
 
     fn at_rest(&self, context: &Context, until: Instant) -> Look {
         rest::look(&context.sandbox.dir.join("data").join("redis"), |_| false, until)
+    }
+
+    fn tend(&self, contexts: watch::Receiver<Context>) -> LocalBoxFuture<'_, ()> {
+        Box::pin(evict::tend(contexts))
     }
 
     fn watch(&self, _context: &Context) -> Option<Box<dyn Watch>> {

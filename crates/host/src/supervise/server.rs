@@ -105,11 +105,14 @@ pub(super) async fn run(
             process::end(&group).await;
         }
     };
+    let tended = driver.tend(contexts.clone());
     let ready = async {
         wait_until_it_answers(driver.as_ref(), &context).await?;
         keep_prepared(driver.as_ref(), run, contexts, suspect, shared).await
     };
     let outcome = tokio::select! {
+        // It has no end of its own.
+        () = tended => Ok(()),
         () = ended => {
             shared.tell(Event::ServerEnded { server: name, run });
             Ok(())
