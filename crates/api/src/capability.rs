@@ -28,6 +28,8 @@ words!(
         Logs = "logs",
         /// Read the inbox.
         Mail = "mail",
+        /// List, read, write and remove objects of its storage.
+        Storage = "storage",
         /// See the masked environment of a service.
         Env = "env",
         /// See it unmasked. Issuing this right is audited.

@@ -35,6 +35,7 @@ pub mod secrets;
 pub mod sign;
 pub mod sigv4;
 pub mod states;
+pub mod storage;
 pub mod stream;
 pub mod time;
 pub mod trust;

@@ -8,10 +8,10 @@
 //! | 3 | host | octets of standard error |
 //!
 //! Endpoints of the host's stream API, all `GET` with `Authorization: Bearer <capability>`:
-//! `/host/v1/workspaces/{id}/attach`, `…/exec`, `…/runs/{command}/output`, `…/logs`, `…/ports/{target}/connect`; `…/env`,
+//! `/host/v1/workspaces/{id}/attach`, `…/exec`, `…/runs/{command}/output`, `…/logs`, `…/storage`, `…/ports/{target}/connect`; `…/env`,
 //! `…/mail`, `…/mail/{message}` and `…/ports/{target}` are plain JSON.
 
-use crate::{names::ServiceName, problem::Problem, resource::ResourceKind, time::Timestamp};
+use crate::{names::ServiceName, problem::Problem, resource::ResourceKind, storage::ObjectStart, time::Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -40,6 +40,8 @@ pub enum Control {
     Exec(ExecStart),
     /// Client, first message of a log stream.
     Logs(LogQuery),
+    /// Client, first message about storage.
+    Storage(ObjectStart),
     /// Client: the window changed.
     Resize {
         /// Size in characters.

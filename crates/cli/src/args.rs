@@ -4,6 +4,7 @@
 //! subcommand; a word that other tools use is answered with the right command (see [`habits`]).
 
 pub(crate) mod habits;
+pub mod objects;
 pub mod ports;
 pub mod programs;
 pub mod secrets;
@@ -73,6 +74,8 @@ pub enum Command {
     Psql(ClientArgs),
     /// Open the cache or queue with redis-cli; wakes the runtime if needed.
     Redis(RedisArgs),
+    /// Objects of the storage: list, get, put, remove. Also while the workspace is asleep.
+    S3(objects::S3Args),
     /// Read the inbox: what services sent. Also while the workspace is asleep.
     Mail(MailArgs),
     /// Copy a whole workspace, data included, into a new one.

@@ -9,6 +9,7 @@ mod identity;
 mod links;
 mod local;
 mod logs;
+mod objects;
 mod port_forward;
 mod project;
 mod resources;
@@ -60,6 +61,7 @@ pub(crate) async fn dispatch(context: &Context, command: Command) -> Result<Exit
         Command::Reset(args) => resources::reset(context, args).await,
         Command::Psql(args) => resources::psql(context, args).await,
         Command::Redis(args) => resources::redis(context, args).await,
+        Command::S3(args) => objects::run(context, args).await,
         Command::Mail(args) => resources::inbox(context, args).await,
         Command::Fork(args) => copies::fork(context, args).await,
         Command::Snapshot(command) => copies::snapshot(context, command).await,

@@ -89,7 +89,7 @@ pub(super) async fn redis(context: &Context, args: RedisArgs) -> Result<ExitCode
 }
 
 /// Wakes what sleeps, waits for the first of `kinds` that the workspace has, and runs its client.
-async fn open(context: &Context, kinds: &[ResourceKind], args: ClientArgs) -> Result<ExitCode, Problem> {
+pub(super) async fn open(context: &Context, kinds: &[ResourceKind], args: ClientArgs) -> Result<ExitCode, Problem> {
     let owner = args.service.as_deref().map(service).transpose()?;
     let workspace = context.workspace(args.ws.as_deref()).await?;
     let kind = waking::until(context, &workspace, |view| {

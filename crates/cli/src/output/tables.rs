@@ -8,6 +8,7 @@ use envforge_api::{
     copy::{SnapshotList, SnapshotView},
     public::{AuditView, LinkView, ResourceView, UsageReport, WorkspaceView},
     secrets::SecretView,
+    storage::ObjectList,
     time::Timestamp,
 };
 
@@ -174,6 +175,14 @@ pub(crate) fn resources(all: &[ResourceView], now: Timestamp) -> String {
         lines.extend(receipts);
     }
     lines.join("\n")
+}
+
+/// `s3 ls`: octets and key of each object.
+pub(crate) fn objects(list: &ObjectList) -> String {
+    if list.objects.is_empty() {
+        return "no such objects".to_owned();
+    }
+    table(&["OCTETS", "KEY"], list.objects.iter().map(|one| vec![one.size.to_string(), one.key.clone()]).collect())
 }
 
 /// `snapshot ls`.

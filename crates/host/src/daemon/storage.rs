@@ -56,7 +56,7 @@ pub(super) async fn root(hub: &Hub) -> Result<Root, Trouble> {
 }
 
 /// One at a time: each would start a keeper of its own.
-async fn ensure(place: &Place) -> Result<(), Trouble> {
+pub(super) async fn ensure(place: &Place) -> Result<(), Trouble> {
     static ONCE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _alone = ONCE.lock().await;
     keeper::ensure(place).await

@@ -1,6 +1,6 @@
 //! The two directions of one stream: messages with an octet of channel first.
 
-use super::{attach, exec, guard::Guard, logs, output, ports, routes::Api};
+use super::{attach, exec, guard::Guard, logs, objects, output, ports, routes::Api};
 use crate::daemon::hub::Workspace;
 use axum::extract::ws::{Message, WebSocket};
 use envforge_api::{
@@ -175,6 +175,8 @@ pub(super) enum Kind {
     Logs,
     /// Output of a run.
     Output(CommandId),
+    /// Objects.
+    Storage,
     /// A connection to a port.
     Port(ports::Wanted),
 }
@@ -186,6 +188,7 @@ impl Kind {
             Self::Exec => exec::exec(api, workspace, out, input).await,
             Self::Logs => logs::show(api, workspace, out, input).await,
             Self::Output(command) => output::follow(api, workspace, &command, out, input).await,
+            Self::Storage => objects::act(api, workspace, out, input).await,
             Self::Port(wanted) => ports::carry(api, workspace, &wanted, out, input).await,
         }
     }

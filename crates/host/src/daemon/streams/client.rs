@@ -37,19 +37,43 @@ pub(super) fn of(workspace: &Workspace, dir: &Path, wanted: &ResourceClient) -> 
             ],
         ),
         ResourceKind::Cache | ResourceKind::Queue => (&["redis-cli", "-u"], &[]),
-        ResourceKind::Storage | ResourceKind::Mail => {
+        ResourceKind::Storage => (
+            &[],
+            &[
+                ("AWS_ENDPOINT_URL", "endpoint"),
+                ("AWS_REGION", "region"),
+                ("AWS_ACCESS_KEY_ID", "access_key"),
+                ("AWS_SECRET_ACCESS_KEY", "secret_key"),
+            ],
+        ),
+        ResourceKind::Mail => {
             return Err(Problem::invalid(
                 format!("{} has no client to run", wanted.kind),
-                "a database has `envforge psql`, a cache or queue `envforge redis`",
+                "a database has `envforge psql`, a cache or queue `envforge redis`, storage `envforge s3`",
             ));
         }
     };
     let mut argv: Vec<String> = argv.iter().map(|word| (*word).to_owned()).collect();
+    if wanted.kind == ResourceKind::Storage {
+        argv.push(s3_client()?.to_owned());
+        // Older ones do not know the variable.
+        argv.extend(["--endpoint-url".to_owned(), field("endpoint")]);
+    }
     if matches!(wanted.kind, ResourceKind::Cache | ResourceKind::Queue) {
         // Without a password there is nothing to hide in it.
         argv.push(field("url"));
     }
     Ok(Program { argv, environment: environment.iter().map(|(name, of)| ((*name).to_owned(), field(of))).collect() })
+}
+
+/// The S3 client of this host, where a workspace's user finds it.
+fn s3_client() -> Result<&'static str, Problem> {
+    let dirs = ["/usr/local/bin", "/usr/bin", "/bin"];
+    let there = |name: &&str| dirs.iter().any(|dir| Path::new(dir).join(name).is_file());
+    ["aws", "s5cmd"].into_iter().find(there).ok_or_else(|| {
+        let hint = "`envforge s3 WS ls`, `get`, `put` and `rm` need none; or install one of them";
+        Problem::new(ProblemKind::NotFound, "this host has neither aws nor s5cmd", hint)
+    })
 }
 
 /// Whether a managed resource can be used now.

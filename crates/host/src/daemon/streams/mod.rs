@@ -15,6 +15,7 @@ mod forward;
 mod guard;
 mod listen;
 mod logs;
+mod objects;
 mod output;
 mod ports;
 mod pump;

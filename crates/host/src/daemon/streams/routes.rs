@@ -89,6 +89,7 @@ fn streams() -> Router<Api> {
         .route("/host/v1/workspaces/{id}/exec", get(open_exec))
         .route("/host/v1/workspaces/{id}/logs", get(open_logs))
         .route("/host/v1/workspaces/{id}/runs/{command}/output", get(open_output))
+        .route("/host/v1/workspaces/{id}/storage", get(open_storage))
         .route("/host/v1/workspaces/{id}/ports/{target}", get(show_port))
         .route("/host/v1/workspaces/{id}/ports/{target}/connect", get(open_port))
         .route("/host/v1/workspaces/{id}/env", get(show_env))
@@ -161,6 +162,10 @@ async fn open_exec(State(api): State<Api>, Path(id): Path<String>, headers: Head
 
 async fn open_logs(State(api): State<Api>, Path(id): Path<String>, headers: HeaderMap, upgrade: Upgrade) -> Answer {
     api.stream(&headers, &id, Right::Logs, upgrade, Kind::Logs).await
+}
+
+async fn open_storage(State(api): State<Api>, Path(id): Path<String>, headers: HeaderMap, upgrade: Upgrade) -> Answer {
+    api.stream(&headers, &id, Right::Storage, upgrade, Kind::Storage).await
 }
 
 async fn open_output(

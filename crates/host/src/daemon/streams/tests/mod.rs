@@ -19,11 +19,12 @@ use envforge_api::{
 use host::{control, failed, hear, host, intent, say};
 use std::{fs, sync::Arc, time::Duration};
 
-const STREAMS: [(&str, Right); 5] = [
+const STREAMS: [(&str, Right); 6] = [
     ("attach", Right::Attach),
     ("exec", Right::Exec),
     ("logs", Right::Logs),
     ("runs/cmd_00000000000000000000000000/output", Right::Run),
+    ("storage", Right::Storage),
     ("ports/web/connect", Right::Forward),
 ];
 
