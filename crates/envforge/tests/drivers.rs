@@ -3,50 +3,31 @@
 //! A runtime's supervisor runs the server as in an installation; there is no control plane and no daemon. A further driver
 //! is a further [`Subject`].
 
-use envforge_api::{
-    generation::Generation,
-    ids::{RuntimeInstanceId, WorkspaceId},
-    project::RuntimeSize,
-    resource::{ResourceKind, ResourceMode, ResourceScope},
-    secret::Secret,
-    states::ResourceState,
-};
+use envforge_api::{ids::WorkspaceId, resource::ResourceKind, secret::Secret, states::ResourceState};
 use envforge_host::{
-    daemon::supervisor::{self, Supervisor},
     resources::{
         self, Part,
-        storage::{Bucket, Keyring, Place, keeper, objects, s3},
+        storage::{Bucket, Keyring, keeper, objects, s3},
     },
-    supervise::{
-        process,
-        protocol::{Ask, ResourceSpec, RuntimeSpec, Snapshot, VERSION},
-    },
+    supervise::process,
     system::{
-        boot, cgroup, enter,
         enter::{As, Entry, base_environment},
-        installation::Installation,
-        sandbox::{self, Sandbox},
         spawn::Stream,
     },
 };
-use envforge_manifest::ResolvedResource;
 use envforge_testkit::{
     local::PATIENCE,
     machine::{eventually, lives, sigkill},
+    seat::{Fields, Rig, Seat, spec_of},
     storage as servers,
 };
 use futures_util::future::LocalBoxFuture;
 use std::{
-    collections::{BTreeMap, BTreeSet},
     fs,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
 };
-use tokio::{sync::mpsc::UnboundedReceiver, time::timeout};
-
-type Fields = BTreeMap<String, Secret>;
+use tokio::time::timeout;
 
 /// One driver, as its clients see it.
 trait Subject {
@@ -73,180 +54,13 @@ trait Subject {
     }
 }
 
-/// The machine below.
-struct Rig {
-    _home: tempfile::TempDir,
-    installation: Installation,
-    next: std::cell::Cell<u32>,
+fn rig() -> Rig {
+    Rig::new(Path::new(env!("CARGO_BIN_EXE_envforge")))
 }
 
-impl Rig {
-    fn new() -> Self {
-        enter::stand_in(PathBuf::from(env!("CARGO_BIN_EXE_envforge")));
-        let home = tempfile::Builder::new().prefix("ef").tempdir().expect("temp dir");
-        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
-        let installation = Installation::open(&home.path().join("home")).expect("an installation");
-        Self { _home: home, installation, next: std::cell::Cell::new(0) }
-    }
-
-    fn place(&self) -> Place {
-        Place::new(&self.installation.home, &self.installation.run)
-    }
-
-    async fn seat(&self) -> Seat {
-        let index = self.next.replace(self.next.get() + 1);
-        let (id, slug) = (WorkspaceId::generate(), format!("w{index}").parse().expect("a slug"));
-        let sandbox = sandbox::ensure(&self.installation, &id, index, &slug).await.expect("a sandbox");
-        let templates = self.installation.home.join("templates");
-        Seat { sandbox, templates, runtime: None }
-    }
-
-    async fn end(self) {
-        keeper::end(&self.place()).await.expect("no keeper");
-        sandbox::wipe(&self.installation).await.expect("nothing is left");
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // What a failed test leaves would go on, and hold what is read of this program's output.
-            let mut wipe = std::process::Command::new(env!("CARGO_BIN_EXE_envforge"));
-            wipe.args(["host", "wipe", "--home"]).arg(&self.installation.home);
-            let _ = wipe.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        }
-    }
-}
-
-/// One workspace with its runtime.
-struct Seat {
-    sandbox: Sandbox,
-    templates: PathBuf,
-    runtime: Option<Runtime>,
-}
-
-struct Runtime {
-    process: tokio::process::Child,
-    supervisor: Arc<Supervisor>,
-    snapshots: UnboundedReceiver<Snapshot>,
-}
-
-fn spec_of(kind: ResourceKind, service: Option<&str>, fields: &Fields) -> ResourceSpec {
-    let service = service.map(|name| name.parse().expect("a name"));
-    let scope = if service.is_some() { ResourceScope::Service } else { ResourceScope::Workspace };
-    let resource = ResolvedResource {
-        kind,
-        mode: ResourceMode::Managed,
-        scope,
-        service,
-        consumers: vec![],
-        extensions: vec![],
-        seeds: vec![],
-    };
-    ResourceSpec { resource, fields: fields.clone(), blocked: None, seeds: vec![], reset: 0, coming: false }
-}
-
-impl Seat {
-    /// Starts the runtime and does not wait for its server.
-    async fn begin(&mut self, resources: Vec<ResourceSpec>) {
-        let spec = RuntimeSpec {
-            version: VERSION,
-            instance: RuntimeInstanceId::generate(),
-            boot: boot::boot_id().expect("a boot"),
-            previous: None,
-            generation: Generation(1),
-            sandbox: self.sandbox.clone(),
-            trigger: "test".into(),
-            size: RuntimeSize::Small,
-            sleep_after_ms: 3_600_000,
-            hold_until: None,
-            resources,
-            services: vec![],
-            stopped: BTreeSet::new(),
-            secrets: vec![],
-            grace_ms: 1000,
-            templates: self.templates.clone(),
-        };
-        fs::write(self.description(), serde_json::to_vec(&spec).expect("JSON")).expect("written");
-        self.resume().await;
-    }
-
-    fn description(&self) -> PathBuf {
-        self.sandbox.dir.join("state/runtime.json")
-    }
-
-    /// Starts a supervisor for the description that is there.
-    async fn resume(&mut self) {
-        let prepared = supervisor::prepare(&self.sandbox, &self.description()).expect("a supervisor");
-        let process = prepared.begin().await.expect("begun");
-        let reached = timeout(PATIENCE, async {
-            loop {
-                match supervisor::connect(&self.sandbox).await {
-                    Ok(reached) => return reached,
-                    Err(_) => tokio::task::yield_now().await,
-                }
-            }
-        });
-        let (supervisor, snapshots) = reached.await.expect("it answers");
-        self.runtime = Some(Runtime { process, supervisor, snapshots });
-    }
-
-    fn runtime(&mut self) -> &mut Runtime {
-        self.runtime.as_mut().expect("a runtime")
-    }
-
-    async fn ready(&mut self) {
-        let mut last = Vec::new();
-        let ready = async {
-            loop {
-                let snapshot = self.runtime().snapshots.recv().await.expect("it lives");
-                last = snapshot.resources;
-                if !last.is_empty() && last.iter().all(|resource| resource.stated.state == ResourceState::Ready) {
-                    return;
-                }
-            }
-        };
-        let in_time = timeout(PATIENCE, ready).await.is_ok();
-        assert!(in_time, "never ready: {last:#?}");
-    }
-
-    async fn wake(&mut self, subject: &dyn Subject, fields: &Fields) {
-        self.begin(vec![spec_of(subject.kind(), None, fields)]).await;
-        self.ready().await;
-    }
-
-    async fn sleep(&mut self) {
-        let mut runtime = self.runtime.take().expect("a runtime");
-        runtime.supervisor.ask(Ask::Sleep { reason: "test".into() }).await.expect("accepted");
-        let ended = timeout(PATIENCE, runtime.process.wait()).await.expect("never asleep").expect("waited for");
-        assert!(ended.success(), "{ended}");
-    }
-
-    /// The supervisor is gone from one moment to the next.
-    async fn lose_supervisor(&mut self) {
-        let mut runtime = self.runtime.take().expect("a runtime");
-        runtime.process.kill().await.expect("killed");
-    }
-
-    /// Everything of the runtime is.
-    async fn lose_everything(&mut self) {
-        self.lose_supervisor().await;
-        self.sandbox.cgroups.runtime.kill().expect("killed");
-        self.sandbox.cgroups.runtime.wait_empty().await.expect("gone");
-        self.sandbox.cgroups.runtime.remove().expect("removed: a group that was killed is of no use");
-        cgroup::Group::ensure(&self.sandbox.cgroups.runtime).expect("made anew");
-    }
-
-    /// Runs a client as the workspace's user.
-    async fn run(&self, words: &[&str]) -> Result<String, String> {
-        let group = self.sandbox.cgroups.shell_child("client").expect("a group");
-        let entry = Entry::new(&self.sandbox, As::User, &group, "/workspace");
-        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let environment = base_environment(&self.sandbox.accounts.user);
-        let out = process::output(&entry, &words, &environment, Stream::Null).await.expect("started");
-        let text = |octets: &[u8]| String::from_utf8_lossy(octets).trim_end().to_owned();
-        if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
-    }
+async fn wake(seat: &mut Seat, subject: &dyn Subject, fields: &Fields) {
+    seat.begin(vec![spec_of(subject.kind(), None, fields)]).await;
+    seat.ready().await;
 }
 
 fn lines(text: &str) -> Vec<String> {
@@ -402,14 +216,12 @@ async fn ensure_is_idempotent(subject: &dyn Subject, rig: &Rig) {
     let mut seat = rig.seat().await;
     let fields = subject.fields(&seat.sandbox.workspace, None);
     let of_web = subject.fields(&seat.sandbox.workspace, Some("web"));
-    seat.wake(subject, &fields).await;
+    wake(&mut seat, subject, &fields).await;
     subject.keep(&seat, &fields, "one").await.expect("kept");
     let server = subject.server(&seat);
     let both = vec![spec_of(subject.kind(), None, &fields), spec_of(subject.kind(), Some("web"), &of_web)];
     for resources in [both.clone(), both] {
-        let (processes, restart, stopped) = (vec![], BTreeSet::new(), BTreeSet::new());
-        let update = Ask::Update { processes, resources, restart, stopped, generation: Generation(2), secrets: vec![] };
-        seat.runtime().supervisor.ask(update).await.expect("accepted");
+        seat.update(resources).await;
         // What changed is prepared behind the answer.
         let kept = async {
             while subject.kept(&seat, &of_web).await.is_err() {
@@ -441,7 +253,7 @@ async fn ensure_heals(subject: &dyn Subject, rig: &Rig) {
         seat.lose_everything().await;
     }
     subject.before(rig).await;
-    seat.wake(subject, &fields).await;
+    wake(&mut seat, subject, &fields).await;
     subject.keep(&seat, &fields, "one").await.expect("kept");
     assert_eq!(subject.kept(&seat, &fields).await, Ok(vec!["one".to_owned()]));
     seat.sleep().await;
@@ -451,13 +263,13 @@ async fn ensure_heals(subject: &dyn Subject, rig: &Rig) {
 async fn data_survives(subject: &dyn Subject, rig: &Rig) {
     let mut seat = rig.seat().await;
     let fields = subject.fields(&seat.sandbox.workspace, None);
-    seat.wake(subject, &fields).await;
+    wake(&mut seat, subject, &fields).await;
     subject.keep(&seat, &fields, "asleep").await.expect("kept");
     seat.sleep().await;
     eventually("no process", || subject.server(&seat).is_none_or(|pid| !lives(pid)).then_some(()));
 
     subject.before(rig).await;
-    seat.wake(subject, &fields).await;
+    wake(&mut seat, subject, &fields).await;
     assert_eq!(subject.kept(&seat, &fields).await, Ok(vec!["asleep".to_owned()]));
     subject.keep(&seat, &fields, "killed").await.expect("kept");
     let server = subject.server(&seat).expect("it runs");
@@ -487,8 +299,8 @@ async fn workspaces_are_apart(subject: &dyn Subject, rig: &Rig) {
     let (mut one, mut two) = (rig.seat().await, rig.seat().await);
     let of_one = subject.fields(&one.sandbox.workspace, None);
     let of_two = subject.fields(&two.sandbox.workspace, None);
-    one.wake(subject, &of_one).await;
-    two.wake(subject, &of_two).await;
+    wake(&mut one, subject, &of_one).await;
+    wake(&mut two, subject, &of_two).await;
     subject.keep(&one, &of_one, "of one").await.expect("kept");
     subject.keep(&two, &of_two, "of two").await.expect("kept");
     for (seat, fields, own) in [(&one, &of_one, "of one"), (&two, &of_two, "of two")] {
@@ -557,7 +369,7 @@ macro_rules! suite {
             #[tokio::test]
             async fn $promise() {
                 let Some(subject) = $subject else { return };
-                let rig = Rig::new();
+                let rig = rig();
                 subject.before(&rig).await;
                 super::$promise(&subject, &rig).await;
                 rig.end().await;
@@ -577,11 +389,11 @@ suite!(storage_with_minio, storage(servers::minio()));
 
 #[tokio::test]
 async fn a_database_starts_whatever_locks_one_that_was_killed_has_left() {
-    let rig = Rig::new();
+    let rig = rig();
     Postgres.before(&rig).await;
     let mut seat = rig.seat().await;
     let fields = Postgres.fields(&seat.sandbox.workspace, None);
-    seat.wake(&Postgres, &fields).await;
+    wake(&mut seat, &Postgres, &fields).await;
     Postgres.keep(&seat, &fields, "one").await.expect("kept");
     let data = seat.sandbox.dir.join("data");
     let locks = ["postgresql/postmaster.pid", "postgresql-socket/.s.PGSQL.5432.lock"].map(|lock| data.join(lock));
@@ -598,7 +410,7 @@ async fn a_database_starts_whatever_locks_one_that_was_killed_has_left() {
             // As it is when it was killed while it wrote it, and when its number is another's.
             fs::write(lock, &pid).expect("written");
         }
-        seat.wake(&Postgres, &fields).await;
+        wake(&mut seat, &Postgres, &fields).await;
         assert_eq!(Postgres.kept(&seat, &fields).await, Ok(vec!["one".to_owned()]));
     }
     seat.sleep().await;
@@ -611,8 +423,8 @@ async fn objects_as_a_whole(subject: &Storage, rig: &Rig) {
     let (mut one, mut two) = (rig.seat().await, rig.seat().await);
     let of_one = subject.fields(&one.sandbox.workspace, None);
     let of_two = subject.fields(&two.sandbox.workspace, None);
-    one.wake(subject, &of_one).await;
-    two.wake(subject, &of_two).await;
+    wake(&mut one, subject, &of_one).await;
+    wake(&mut two, subject, &of_two).await;
     let (from, to) = (Bucket::of_fields(&of_one).expect("a bucket"), Bucket::of_fields(&of_two).expect("a bucket"));
     let own = s3::Client::by_keeper(&rig.place(), from.keys.clone());
     let mut wanted = Vec::new();
@@ -674,7 +486,7 @@ async fn objects_as_a_whole(subject: &Storage, rig: &Rig) {
 async fn all_objects_of_a_bucket_are_listed_copied_and_removed_by_the_server() {
     for server in [servers::seaweedfs(), servers::minio()] {
         let Some(subject) = storage(server) else { continue };
-        let rig = Rig::new();
+        let rig = rig();
         subject.before(&rig).await;
         objects_as_a_whole(&subject, &rig).await;
         rig.end().await;

@@ -7,6 +7,7 @@ pub mod forward;
 pub mod local;
 pub mod machine;
 pub mod outside;
+pub mod seat;
 pub mod storage;
 pub mod terminal;
 pub mod visitor;
