@@ -41,6 +41,8 @@ use tokio::{
 pub(super) const ADDRESS: &str = "127.0.0.1:9000";
 /// How long it may take until it answers: what it kept is read first.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest pause between two looks at one that is on its way: it is what a wake may take longer than the server.
+const LONGEST_LOOK: Duration = Duration::from_millis(25);
 /// SeaweedFS sometimes takes half a minute to end by itself. What it acknowledged is with the kernel by then.
 pub(super) const GRACE: Duration = Duration::from_secs(3);
 /// First and longest pause before it is started again.
@@ -148,7 +150,7 @@ impl Own {
             let mut pause = Duration::from_millis(10);
             while users::kind(client).await.is_err() {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 3 / 2).min(Duration::from_millis(200));
+                pause = (pause * 3 / 2).min(LONGEST_LOOK);
             }
         };
         let name = self.kind.name();
