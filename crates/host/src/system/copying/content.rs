@@ -38,7 +38,7 @@ pub fn way_between(from: &Path, to: &Path) -> Way {
 }
 
 /// Puts what is in `source` into `target`, which has the first `has` octets of it and nothing else. Returns how many
-/// were moved.
+/// were moved; what is shared is not.
 pub(super) fn copy(
     source: &OwnedFd,
     target: &OwnedFd,
@@ -53,7 +53,8 @@ pub(super) fn copy(
     }
     if *way == Way::Clone && has == 0 {
         match rustix::fs::ioctl_ficlone(target, source) {
-            Ok(()) => return Ok(size),
+            // However large it is, the next pass has no more to do for it.
+            Ok(()) => return Ok(0),
             // Files of some kinds cannot be cloned where others can.
             Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::TXTBSY) => {}
             Err(error) => return Err(error.into()),
