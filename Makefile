@@ -43,7 +43,7 @@ check:
 
 bench:
 	cargo build --locked --release --package envforge
-	cargo build --locked --release --package envforge-testkit --example sockets
+	cargo build --locked --release --package envforge-testkit --example sockets --example drivers
 	bench/run
 
 # Stops at the first finding. What is new is kept below fuzz/target; fuzz/corpus holds what tests run too. Without a

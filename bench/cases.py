@@ -194,34 +194,3 @@ def pss(pid):
         if line.startswith("Pss:"):
             return int(line.split()[1])
     raise RuntimeError(f"/proc/{pid}/smaps_rollup says no Pss")
-
-
-def fork(installation, report, given):
-    """`envforge fork` of a database that is written to, against `cp -a` of the same directory under the same load."""
-    installation.run("up", "fork", "-c", "--wait")
-    rows = given.fork_mib * 1024
-    fill = f"create table big as select n, repeat(md5(n::text), 30) as text from generate_series(1, {rows}) n"
-    load = "while :; do psql $DATABASE_URL -qc 'update big set text = md5(text) || text where n % 97 = 0' || exit; done"
-    sql = ["run", "fork", "--service", "api", "--", "sh", "-c", f"psql $DATABASE_URL -qc \"{fill}\""]
-    installation.run(*sql)
-    installation.run("run", "fork", "--service", "api", "--detach", "--", "sh", "-c", load)
-    data = installation.home / "workspaces" / installation.json("status", "fork")["id"]
-    product, floor, stalls = [], [], []
-    try:
-        for number in range(given.runs):
-            copy = installation.directory / "copied"
-            copy.mkdir()
-            began = time.time()
-            # Files of a database that is written to come and go: what `cp` says of those is no failure.
-            subprocess.run(["cp", "-a", str(data / "data"), str(data / "files"), str(copy)], stderr=subprocess.DEVNULL)
-            os.sync()
-            floor.append((time.time() - began) * 1000)
-            subprocess.run(["rm", "-rf", str(copy)], check=True)
-            forked = installation.json("fork", "fork", f"fork-{number}")
-            product.append(forked["took_ms"])
-            stalls.append(forked["stall_ms"])
-            installation.run("delete", f"fork-{number}", "--yes", "--force")
-    finally:
-        installation.run("delete", "fork", "--yes", "--force")
-    parts = {"of which the source stood still": stalls}
-    report.time(Row(f"fork, {given.fork_mib} MiB written to", "cp -a and sync, same load", product, floor, 2.0, parts=parts))

@@ -19,11 +19,13 @@ PATIENCE = 120
 class Installation:
     """Starts with `with`, is stopped and removed after it."""
 
-    def __init__(self, binary):
+    def __init__(self, binary, within=None):
         self.binary = binary
+        # The directory in which everything of it lies; absent: that of temporary files.
+        self.within = within
 
     def __enter__(self):
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="efb"))
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="efb", dir=self.within))
         self.directory.chmod(0o755)
         self.home = self.directory / "home"
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("ENVFORGE_", "TMUX", "GIT_"))}
@@ -60,11 +62,11 @@ class Installation:
             raise RuntimeError(f"envforge {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()[-600:]}")
         return done.stdout
 
-    def add_project(self, name, services, programs=()):
+    def add_project(self, name, services, programs=(), rest=""):
         """One more project, of services with these files."""
         directory = self.directory / "origin"
         made = {service: projects.repository(directory, service, files, programs) for service, files in services.items()}
-        self.run("project", "apply", "-f", str(projects.project(directory, name, made, "")))
+        self.run("project", "apply", "-f", str(projects.project(directory, name, made, rest)))
 
     def timed(self, *arguments):
         """Runs a command line; when it began and ended, in seconds since 1970."""

@@ -36,13 +36,25 @@ class Report:
 
     def __init__(self):
         self.rows = []
+        self.explained = []
         self.rates = []
         self.bounds = []
+        self.said = []
         self.memory = []
         self.not_measured = []
 
     def time(self, row):
         self.rows.append(row)
+        if row.parts:
+            self.where(row.what, row.parts)
+
+    def where(self, what, parts):
+        """Where the time of a measurement goes: name and milliseconds of each run."""
+        self.explained.append((what, parts))
+
+    def say(self, text):
+        """What no table has."""
+        self.said.append(text)
 
     def rate(self, what, unit, product, peer, peers, target):
         """More is better: the product's against a peer's."""
@@ -64,20 +76,24 @@ class Report:
     def print(self, runs):
         machine = f"{os.cpu_count()} CPUs, Linux {platform.release()}"
         print(f"# Measured\n\n{machine}; medians of {runs} runs, product and floor in turns.\n")
-        heads = ["", "ms", "range", "floor", "ms", "ratio", "target", ""]
-        print(table(heads, [row.cells() for row in self.rows]))
+        if self.rows:
+            heads = ["", "ms", "range", "floor", "ms", "ratio", "target", ""]
+            print(table(heads, [row.cells() for row in self.rows]))
         if self.rates:
             print("\nThe gateway with its session check, against proxies without one:\n")
             print(table(["", "envforge", "peer", "", "ratio", "target", ""], self.rates))
         if self.bounds:
             print()
             print(table(["", "measured", "target", ""], self.bounds))
-        explained = [row for row in self.rows if row.parts]
-        if explained:
+        if self.explained:
             print("\nWhere the time goes, medians in ms:\n")
-            for row in explained:
-                parts = ", ".join(f"{name} {statistics.median(ms):.1f}" for name, ms in row.parts.items())
-                print(f"- {row.what}: {parts}")
+            for what, parts in self.explained:
+                parts = ", ".join(f"{name} {statistics.median(ms):.1f}" for name, ms in parts.items())
+                print(f"- {what}: {parts}")
+        if self.said:
+            print()
+            for text in self.said:
+                print(f"- {text}")
         if self.memory:
             print("\nMemory (proportional set size):\n")
             print(table(["", "MiB"], self.memory))
