@@ -58,7 +58,8 @@ pub fn left_out(what: &str) {
     eprintln!("LEFT OUT: {what}");
 }
 
-fn path() -> OsString {
+/// PATH as an installation has it: the servers of `tools` at its end.
+pub(crate) fn path() -> OsString {
     let known = std::env::var_os("PATH").unwrap_or_default();
     std::env::join_paths(std::env::split_paths(&known).chain([tools()])).expect("a path")
 }

@@ -97,7 +97,7 @@ impl Stored {
     #[must_use]
     pub fn start(binary: &Path, server: Option<PathBuf>, with: &[(&str, &str)]) -> Option<Self> {
         let (server, boto3) = (server?, client()?);
-        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = local::path();
         let own = server.parent().map(Path::to_owned);
         let path = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&path))).expect("a path");
         let mut with = with.to_vec();

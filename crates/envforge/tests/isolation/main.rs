@@ -1,8 +1,10 @@
 //! What keeps workspaces apart from each other, from the host and from other installations. As root: without root
 //! there is less isolation, and `envforge doctor` says so.
 
+mod databases;
 mod hostile;
 mod neighbours;
+mod world;
 
 use envforge_testkit::{fixture::Fixture, local::Local};
 use std::path::Path;
