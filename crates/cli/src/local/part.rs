@@ -23,8 +23,9 @@ use tokio::{
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause before a restart.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// A process that was ready for this long ended for a new reason: the pause begins small again.
-const LONG_LIFE: Duration = Duration::from_secs(30);
+/// A process that did its work for so long ended for a new reason: the pause begins small again. Far longer than a start
+/// costs, so that one that ends again and again wastes little; short, since somebody waits for one that was killed.
+const WORKED: Duration = Duration::from_secs(2);
 /// How often the first start is tried before it counts as failed.
 const FIRST_ATTEMPTS: u32 = 2;
 
@@ -60,6 +61,7 @@ impl Part {
             stop: stopped,
             again: again.clone(),
             first: Some(first),
+            ready: None,
         };
         let task = tokio::spawn(keeper.run(left));
         match ready.await {
@@ -95,6 +97,8 @@ struct Keeper {
     stop: watch::Receiver<bool>,
     again: Arc<Notify>,
     first: Option<oneshot::Sender<Result<(), Problem>>>,
+    /// Since when the process does its work.
+    ready: Option<Instant>,
 }
 
 /// How a stretch of a part's life ended.
@@ -109,7 +113,6 @@ impl Keeper {
         let mut attempts = 0;
         let mut left = self.adopt(left).await;
         loop {
-            let born = Instant::now();
             let end = match left.take() {
                 Some(process) => self.live(process).await,
                 None => self.start_and_live().await,
@@ -131,7 +134,7 @@ impl Keeper {
                 let _ = first.send(Err(problem));
                 return;
             }
-            if born.elapsed() >= LONG_LIFE {
+            if self.ready.take().is_some_and(|since| since.elapsed() >= WORKED) {
                 pause = FIRST_PAUSE;
             }
             self.board.part(self.program.name(), PartState::Restarting, None, Some(problem.message));
@@ -189,6 +192,7 @@ impl Keeper {
 
     async fn live(&mut self, mut process: Process) -> End {
         self.board.part(self.program.name(), PartState::Running, Some(process.name()), None);
+        self.ready = Some(Instant::now());
         if let Some(first) = self.first.take() {
             // Nobody hears it when the keeper itself is being stopped.
             let _ = first.send(Ok(()));

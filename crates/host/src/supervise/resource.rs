@@ -30,7 +30,7 @@ use tokio::sync::watch;
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// A server that served so long did not end because of how it starts: it is started again at once.
-const LIVED: u64 = 30_000;
+const LIVED: u64 = 2_000;
 
 /// One server.
 #[derive(Debug)]

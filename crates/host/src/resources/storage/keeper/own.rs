@@ -47,8 +47,8 @@ const LONGEST_LOOK: Duration = Duration::from_millis(25);
 pub(super) const GRACE: Duration = Duration::from_secs(3);
 /// First and longest pause before it is started again.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(30)];
-/// A server that served so long did not end because of how it starts.
-const LIVED: Duration = Duration::from_secs(30);
+/// A server that served so long did not end because of how it starts: it is not made to wait longer for that.
+const LIVED: Duration = Duration::from_secs(2);
 /// A log that is longer is begun anew with the next server.
 const LONGEST_LOG: u64 = 16 << 20;
 
@@ -125,19 +125,23 @@ impl Own {
             if needs.wait_for(|needs| *needs > 0).await.is_err() {
                 return std::future::pending().await;
             }
-            let begun = Instant::now();
-            let trouble = self.once(client, stands).await.err();
-            if begun.elapsed() >= LIVED {
-                pause = PAUSES[0];
-            }
-            stands.send_replace(trouble.map_or(Told::Coming, |trouble| Told::Failed { trouble }));
+            let told = match self.once(client, stands).await {
+                Ok(served) => {
+                    if served >= LIVED {
+                        pause = PAUSES[0];
+                    }
+                    Told::Coming
+                }
+                Err(trouble) => Told::Failed { trouble },
+            };
+            stands.send_replace(told);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSES[1]);
         }
     }
 
-    /// From its start to its end.
-    async fn once(&self, client: &Client, stands: &watch::Sender<Told>) -> Result<(), Trouble> {
+    /// From its start to its end; how long it served.
+    async fn once(&self, client: &Client, stands: &watch::Sender<Told>) -> Result<Duration, Trouble> {
         let system = |e: SystemError| Trouble::new(e.to_string(), e.hint);
         let known = *self.running.borrow();
         let running = match known.filter(|running| running.lives()) {
@@ -164,8 +168,9 @@ impl Own {
             return Err(Trouble::new(format!("{name} does not answer after {} s", PATIENCE.as_secs()), hint));
         }
         stands.send_replace(Told::Ready);
+        let since = Instant::now();
         let _ = ended.await;
-        Ok(())
+        Ok(since.elapsed())
     }
 
     async fn start(&self) -> Result<Running, SystemError> {
