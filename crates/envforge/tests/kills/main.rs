@@ -47,6 +47,9 @@ impl Story<'_> {
 
 impl Drop for Story<'_> {
     fn drop(&mut self) {
+        if std::env::var_os("ENVFORGE_KILLS").is_some() && !std::thread::panicking() {
+            say(&self.told.borrow());
+        }
         if std::thread::panicking() {
             say(&format!(
                 "{}\n{}\nthe same again: ENVFORGE_KILLS_SEED={}",
