@@ -44,7 +44,6 @@ fn the_owner_of_a_database_reaches_no_file_program_library_or_role_and_no_neighb
 import subprocess
 def ask(sql): return subprocess.run(['psql', os.environ['DATABASE_URL'], '-XAtqc', sql], capture_output=True, text=True)
 def to(connection): return "select * from dblink('%s', 'select 1') as x(n int)" % connection
-mapped = '''create server {{0}} foreign data wrapper postgres_fdw options (host '{{1}}', dbname 'app', connect_timeout '2')'''
 outside = [to('{socket} dbname=app user=envforge'), to('{socket} dbname=app user=app'),
            to('host=localhost dbname=app user=envforge password=envforge'),
            to('host={neighbour} dbname=app user=app password=x connect_timeout=2')]

@@ -2,6 +2,7 @@
 //! there is less isolation, and `envforge doctor` says so.
 
 mod databases;
+mod exhaustion;
 mod hostile;
 mod neighbours;
 mod world;

@@ -7,13 +7,19 @@ use envforge_api::{resource::ResourceKind, states::Trouble};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::JoinSet,
 };
+
+/// Connections of one workspace that are carried at once; further ones wait to be accepted. The server and its keeper are
+/// everyone's, and each connection takes two of the supervisor's descriptors, of which a process has 1024 by default.
+const MOST: usize = 256;
 
 /// Serves until the server is lost; `prepared` is begun once there is one, and does not end by itself.
 ///
@@ -41,12 +47,13 @@ pub(super) async fn run(
 
 async fn listen(place: &Place, into: &mut JoinSet<()>) -> Result<(), Trouble> {
     let port = ResourceKind::Storage.port();
+    let free = Arc::new(Semaphore::new(MOST));
     let mut served = false;
     for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
         match TcpListener::bind((address, port)).await {
             Ok(listener) => {
                 served = true;
-                into.spawn_local(accept(listener, place.clone()));
+                into.spawn_local(accept(listener, place.clone(), Arc::clone(&free)));
             }
             // A network without IPv6.
             Err(_) if served => {}
@@ -59,15 +66,23 @@ async fn listen(place: &Place, into: &mut JoinSet<()>) -> Result<(), Trouble> {
     Ok(())
 }
 
-async fn accept(listener: TcpListener, place: Place) {
+async fn accept(listener: TcpListener, place: Place, free: Arc<Semaphore>) {
     let mut carried = JoinSet::new();
     loop {
+        // One that waits for a place is not accepted yet. Cut short, both are given back.
+        let next = async {
+            let taken = Arc::clone(&free).acquire_owned().await.map_err(io::Error::other)?;
+            listener.accept().await.map(|(near, _)| (near, taken))
+        };
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((near, _)) => {
+            accepted = next => match accepted {
+                Ok((near, taken)) => {
                     let place = place.clone();
                     // What is refused is closed, as if nobody listened.
-                    carried.spawn_local(async move { drop(carry(near, &place).await) });
+                    carried.spawn_local(async move {
+                        drop(carry(near, &place).await);
+                        drop(taken);
+                    });
                 }
                 // Out of descriptors: those in use end some time.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
