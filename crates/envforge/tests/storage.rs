@@ -1,9 +1,10 @@
 //! Managed storage on a real installation, used by a real client: what is kept, what is kept apart, what is reached from
 //! outside by signed addresses and what is not.
 
+use envforge_host::system::machine_memory;
 use envforge_testkit::{
     local::Local,
-    machine::{eventually, lives, sigkill},
+    machine::{eventually, lives, memory_limit, sigkill},
     storage::{self, Stored},
     visitor,
 };
@@ -57,6 +58,10 @@ fn objects_are_written_and_read_and_stay_through_sleep_and_whatever_is_killed() 
         let local = &stored.local;
         local.ok(&["up", "w", "-c", "--no-attach", "--wait"]);
         stored.python("w", WRITE);
+        // What one workspace has it do must not take the machine of all others.
+        let [server] = pids(stored, "server")[..] else { panic!("one server") };
+        let limit = memory_limit(server).expect("a limit of its memory");
+        assert!(limit < machine_memory().expect("the machine's memory"), "{limit}");
         let whole = json!([[["a b/ü+%.txt", 5], ["copy", 10 << 20], ["large", 10 << 20]], [1, 2], "hello"]);
         assert_eq!(stored.python("w", READ), whole);
         assert_eq!(stored.python_in("w", "other", READ), whole, "the services of a workspace share its bucket");

@@ -145,7 +145,7 @@ impl Bench<'_> {
         let group = match (who, self.kind) {
             (As::User, _) => seat.sandbox.cgroups.shell_child("client"),
             // That server is no workspace's, and has no limits of one.
-            (As::Resource, ResourceKind::Storage) => cgroup::ensure_own(&self.rig.installation, "by-hand"),
+            (As::Resource, ResourceKind::Storage) => cgroup::ensure_own(&self.rig.installation, "by-hand", None),
             (As::Resource, _) => seat.sandbox.cgroups.runtime_child(&format!("resources/{server}")),
         };
         let entry = Entry::new(&seat.sandbox, who, &group.expect("a group"), DATA);

@@ -72,6 +72,26 @@ pub fn cgroup_of(id: &str) -> PathBuf {
     Path::new(at.expect("cgroup v2")).join(format!("envforge-{id}"))
 }
 
+/// What a process may take of the machine's memory by its control group, in octets, whichever version has the controller.
+/// `None` where nothing limits it.
+#[must_use]
+pub fn memory_limit(pid: i32) -> Option<u64> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    groups.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let (kind, file) = match controllers {
+            "" => (" - cgroup2 ", "memory.max"),
+            of if of.split(',').any(|one| one == "memory") => (" - cgroup ", "memory.limit_in_bytes"),
+            _ => return None,
+        };
+        let carries = |options: &str| controllers.is_empty() || options.split(',').any(|one| one == "memory");
+        let mount = mounts.lines().find(|line| line.contains(kind) && line.rsplit(' ').next().is_some_and(carries))?;
+        let at = Path::new(mount.split(' ').nth(4)?).join(path.trim_start_matches('/')).join(file);
+        fs::read_to_string(at).ok()?.trim().parse().ok()
+    })
+}
+
 impl Local {
     /// Pid of a part of the installation (`keeper`, `host`, `control`, `postgres`), as the keeper wrote it down: asking
     /// the product would bring a dead one back.

@@ -1,7 +1,10 @@
 //! The line to the control plane: register once, then two syncs side by side, one parked and one with reports.
 
 use super::{acts, hub::Hub, intents, outbox::Outbox, report};
-use crate::{supervise::protocol::Ask, system::boot};
+use crate::{
+    supervise::protocol::Ask,
+    system::{boot, machine_memory},
+};
 use envforge_api::{
     client::Client,
     command::ActReport,
@@ -100,10 +103,7 @@ async fn register(hub: &Hub, client: &Client) -> HostEpoch {
 
 fn capacity() -> Capacity {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib =
-        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
-    Capacity { cpu_millis: cpus * 1000, memory_bytes: kib.unwrap_or(0_u64) * 1024 }
+    Capacity { cpu_millis: cpus * 1000, memory_bytes: machine_memory().unwrap_or(0) }
 }
 
 /// The parked sync. Returns when the epoch is stale.

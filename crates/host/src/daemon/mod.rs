@@ -206,7 +206,7 @@ pub fn prepare(home: &Path) -> Result<Prepared, SystemError> {
         Isolation::UserNamespaces => Ok(Prepared { run: installation.run, postgres: None, postgres_cgroup: None }),
         Isolation::Full => {
             let postgres = accounts::ensure_database_account(&installation)?;
-            let group = cgroup::ensure_own(&installation, "postgres")?;
+            let group = cgroup::ensure_own(&installation, "postgres", None)?;
             Ok(Prepared { run: installation.run, postgres: Some(postgres), postgres_cgroup: group.v2 })
         }
     }

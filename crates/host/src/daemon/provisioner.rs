@@ -47,8 +47,8 @@ const VERSION: u32 = 1;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// The longest answer, and the most that is kept of its words, in octets.
 const LONGEST: u64 = 64 << 10;
-/// Its own limits: it talks to a server and does nothing else.
-const LIMITS: Limits = Limits { cpu_millis: 1000, memory_bytes: 512 << 20, pids: 64, cpu_weight: 50 };
+/// Limits of all that run: they talk to servers and do nothing else.
+const LIMITS: Limits = Limits { cpu_millis: 1000, memory_bytes: 1 << 30, pids: 256, cpu_weight: 50 };
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -260,7 +260,7 @@ impl Drop for Ends {
 async fn run(hub: &Hub, name: &str, program: &Path, request: &[u8]) -> Result<Ended, Trouble> {
     let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
     let account = accounts::ensure_provisioner_account(&hub.installation).map_err(system)?;
-    let base = cgroup::ensure_own(&hub.installation, "provisioners").map_err(system)?;
+    let base = cgroup::ensure_own(&hub.installation, "provisioners", Some(LIMITS)).map_err(system)?;
     let mut group = base.child(name).map_err(system)?;
     if !group.is_empty() {
         // A killed daemon left it: two at once would work on one resource.
@@ -268,8 +268,6 @@ async fn run(hub: &Hub, name: &str, program: &Path, request: &[u8]) -> Result<En
         group = base.child(name).map_err(system)?;
     }
     let _ends = Ends(group.clone());
-    // Where groups cannot be limited it goes without, as everything there does.
-    let _ = group.limit(LIMITS);
     let variables =
         [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("LANG", "C.UTF-8"), ("HOME", "/nonexistent"), ("TMPDIR", "/tmp")];
     let environment: BTreeMap<String, String> =

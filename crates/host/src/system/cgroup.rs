@@ -87,19 +87,23 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     fs::write(path, text)
 }
 
-/// A group of the installation's own, outside every workspace (such as the control plane's PostgreSQL).
+/// A group of the installation's own, outside every workspace (such as the control plane's PostgreSQL). `limits` are for
+/// all that is in it and below, as far as the machine can limit.
 ///
 /// # Errors
-/// When it cannot be made.
-pub fn ensure_own(installation: &Installation, name: &str) -> Result<Group> {
-    match (&MOUNTS.v2, installation.isolation) {
-        (Some(v2), Isolation::Full) => {
-            let at = v2.join(base_name(installation)).join(name);
-            make(&at)?;
-            Ok(Group { v2: Some(at), ..Group::default() })
-        }
-        (_, _) => Ok(Group::default()),
+/// When it cannot be made, or a limit is refused.
+pub fn ensure_own(installation: &Installation, name: &str, limits: Option<Limits>) -> Result<Group> {
+    let (Some(v2), Isolation::Full) = (&MOUNTS.v2, installation.isolation) else { return Ok(Group::default()) };
+    let base = PathBuf::from(base_name(installation));
+    let limited = if limits.is_some() { MOUNTS.v1.as_slice() } else { &[] };
+    let path = |at: &PathBuf| at.join(&base).join(name);
+    let group = Group { v2: Some(path(v2)), v1: limited.iter().map(path).collect(), doors: None };
+    group.ensure()?;
+    if let Some(limits) = limits {
+        enable_controllers(v2, &v2.join(&base));
+        group.limit(limits)?;
     }
+    Ok(group)
 }
 
 /// Removes every group of the installation; no process may be left in them.

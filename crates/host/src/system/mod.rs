@@ -21,6 +21,14 @@ mod title;
 
 use std::{fmt, io};
 
+/// Memory of this machine in octets, if it says.
+#[must_use]
+pub fn machine_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 /// A system operation that failed: what was being done, on what, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub struct SystemError {

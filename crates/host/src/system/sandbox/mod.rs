@@ -370,7 +370,7 @@ pub async fn remove(installation: &Installation, sandbox: &Sandbox) -> Result<()
 /// When something cannot be removed; calling again goes on.
 pub async fn wipe(installation: &Installation) -> Result<()> {
     if installation.isolation == Isolation::Full {
-        let all = super::cgroup::ensure_own(installation, "")?;
+        let all = super::cgroup::ensure_own(installation, "", None)?;
         all.kill()?;
         all.wait_empty().await?;
         if let Ok(entries) = fs::read_dir(&installation.run) {

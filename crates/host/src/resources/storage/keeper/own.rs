@@ -7,12 +7,12 @@ use crate::{
         SystemError,
         accounts::{self, Account},
         boot,
-        cgroup::{self, Group},
+        cgroup::{self, Group, Limits},
         doors,
         enter::Entry,
         files,
         installation::Installation,
-        secluded,
+        machine_memory, secluded,
         spawn::Stream,
     },
 };
@@ -89,7 +89,7 @@ impl Own {
         let data = place.file(&kind.name().to_lowercase());
         files::ensure_dir_for(&data, 0o700, &account)?;
         place.record(kind)?;
-        let base = cgroup::ensure_own(installation, "storage")?;
+        let base = cgroup::ensure_own(installation, "storage", Some(limits()))?;
         let log_path = place.file("server.log");
         if fs::metadata(&log_path).is_ok_and(|about| about.len() > LONGEST_LOG) {
             let _ = fs::remove_file(&log_path);
@@ -238,6 +238,14 @@ impl Own {
     }
 }
 
+/// Half of the machine's memory: what one workspace has it do must not take that of all others. Its processors are everyone's
+/// who waits for it.
+fn limits() -> Limits {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+    let memory_bytes = machine_memory().unwrap_or(8 << 30) / 2;
+    Limits { cpu_millis: cpus * 1000, memory_bytes, pids: 4096, cpu_weight: 100 }
+}
+
 /// No secret is in them.
 fn arguments(kind: Kind) -> Vec<String> {
     let words = match kind {
@@ -260,7 +268,10 @@ fn environment(kind: Kind, root: &Keys) -> BTreeMap<String, String> {
         Kind::MinIo => ("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"),
         Kind::SeaweedFs => ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     };
+    // Both are Go programs, which give memory back before they reach this.
+    let soft = (limits().memory_bytes / 8 * 7).to_string();
     let pairs = [
+        ("GOMEMLIMIT", soft.as_str()),
         ("PATH", "/usr/bin:/bin"),
         ("LANG", "C.UTF-8"),
         ("HOME", "/tmp"),
