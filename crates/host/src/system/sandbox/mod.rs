@@ -29,6 +29,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 /// Where a workspace's things are on the host.
@@ -306,8 +307,11 @@ fn plan(installation: &Installation, sandbox: &Sandbox, network: String) -> Resu
     serde_json::to_string(&plan).map_err(|e| SystemError::new(DOING, io::Error::new(io::ErrorKind::InvalidData, e)))
 }
 
-/// A pin of a mount namespace needs a mount point that propagates nowhere.
+/// A pin of a mount namespace needs a mount point that propagates nowhere. One alone: a second one on top of it, made by
+/// whoever looked at the same moment, would hide what was pinned in the first.
 fn ensure_private_mount(run: &Path) -> Result<()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let doing = "keep the run directory to itself";
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| SystemError::new(doing, e))?;
     let wanted = run.to_string_lossy();
@@ -382,7 +386,7 @@ pub async fn wipe(installation: &Installation) -> Result<()> {
         }
         super::cgroup::remove_all(installation)?;
         network::remove(installation).await;
-        let _ = umount2(&installation.run, MntFlags::MNT_DETACH);
+        while umount2(&installation.run, MntFlags::MNT_DETACH).is_ok() {}
         accounts::remove_all(installation)?;
     } else if let Ok(entries) = fs::read_dir(&installation.run) {
         for entry in entries.flatten() {
@@ -393,4 +397,29 @@ pub async fn wipe(installation: &Installation) -> Result<()> {
     removal::remove(&installation.home.join("snapshots"))?;
     removal::remove(&installation.home.join("workspaces"))?;
     installation.release()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_directory_is_mounted_on_itself_once_however_many_ask_at_one_moment() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let run = fs::canonicalize(dir.path()).expect("its path");
+        let all = std::sync::Barrier::new(8);
+        std::thread::scope(|threads| {
+            for _ in 0..8 {
+                threads.spawn(|| {
+                    all.wait();
+                    ensure_private_mount(&run).expect("mounted");
+                });
+            }
+        });
+        let times = std::iter::from_fn(|| umount2(&run, MntFlags::MNT_DETACH).ok()).count();
+        assert_eq!(times, 1);
+    }
 }
