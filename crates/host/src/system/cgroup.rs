@@ -91,7 +91,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 /// all that is in it and below, as far as the machine can limit.
 ///
 /// # Errors
-/// When it cannot be made, or a limit is refused.
+/// When it cannot be made.
 pub fn ensure_own(installation: &Installation, name: &str, limits: Option<Limits>) -> Result<Group> {
     let (Some(v2), Isolation::Full) = (&MOUNTS.v2, installation.isolation) else { return Ok(Group::default()) };
     let base = PathBuf::from(base_name(installation));
@@ -101,7 +101,8 @@ pub fn ensure_own(installation: &Installation, name: &str, limits: Option<Limits
     group.ensure()?;
     if let Some(limits) = limits {
         enable_controllers(v2, &v2.join(&base));
-        group.limit(limits)?;
+        // In a container a limit may be refused: then it goes without, as everything does where nothing can be limited.
+        let _ = group.limit(limits);
     }
     Ok(group)
 }
