@@ -263,11 +263,12 @@ fn gib(octets: u64) -> String {
     format!("{}.{} GiB", tenths / 10, tenths % 10)
 }
 
-/// Finds a program on PATH, then where administrators' programs lie.
+/// Finds a program on PATH, beside this one, where set-up puts Mailpit, then where administrators' programs lie.
 pub(super) fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(usual).map(|dir| dir.join(program)).find(|file| is_program(file))
+    let beside = std::env::current_exe().ok().and_then(|own| own.parent().map(Path::to_owned));
+    std::env::split_paths(&path).chain(beside).chain(usual).map(|dir| dir.join(program)).find(|file| is_program(file))
 }
 
 fn is_program(file: &Path) -> bool {

@@ -10,7 +10,10 @@ pub mod redis;
 pub mod rest;
 pub mod storage;
 
-use crate::{supervise::protocol::SeedStep, system::sandbox::Sandbox};
+use crate::{
+    supervise::protocol::SeedStep,
+    system::{enter, sandbox::Sandbox},
+};
 use envforge_api::{
     names::ServiceName, project::RuntimeSize, receipt::Holds, resource::ResourceKind, secret::Secret, states::Trouble,
 };
@@ -202,15 +205,34 @@ fn signal(pid: Pid, signal: Signal) {
     let _ = kill(pid, signal);
 }
 
-/// A program on PATH or in one of the extra directories, newest first.
+/// A program in one of the extra directories, newest first, on PATH, or beside this binary, where set-up puts what Debian does
+/// not have: an ordinary user's `~/.local/bin` is not on PATH before the next login.
 fn find_program(name: &str, extra: &[PathBuf]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let standard = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    let dirs = extra.iter().cloned().chain(std::env::split_paths(&path)).chain(standard);
+    let beside = enter::own_binary().ok().and_then(|own| own.parent().map(Path::to_owned));
+    let dirs = extra.iter().cloned().chain(std::env::split_paths(&path)).chain(beside).chain(standard);
     dirs.map(|dir| dir.join(name)).find(|at| is_program(at))
 }
 
 fn is_program(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_beside_this_binary_is_found_without_path_and_what_is_nowhere_is_not() {
+        let own = enter::own_binary().expect("this binary");
+        let dir = own.parent().expect("its directory");
+        let beside = tempfile::Builder::new().prefix("beside").tempfile_in(dir).expect("a file").into_temp_path();
+        let name = beside.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+        assert_eq!(find_program(&name, &[]), None, "what nobody may run is no program");
+        std::fs::set_permissions(&beside, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+        assert_eq!(find_program(&name, &[]).as_deref(), Some(&*beside));
+        assert_eq!(find_program("no-such-program", &[]), None);
+    }
 }
