@@ -96,9 +96,11 @@ fn psql_and_redis_cli_of_this_machine_work_through_it_until_the_runtime_sleeps_a
     assert_eq!(local.status("w")["runtime"]["state"], "asleep");
     local.ok(&["wake", "w", "--wait"]);
     assert_eq!(text(&ask("select count(*) from much")), lines.to_string());
-    // A host daemon that was killed comes back before anyone notices.
-    local.kill("host");
-    assert_eq!(text(&ask("select 1")), "1");
+    // A host daemon that was killed comes back before anyone notices, at whatever moment one asks.
+    for _ in 0..3 {
+        local.kill("host");
+        (0..8).for_each(|n| assert_eq!(text(&ask("select 1")), "1", "asked {n} times since"));
+    }
     assert_eq!((database.interrupt(), cache.interrupt()), (Some(0), Some(0)));
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err(), "nothing listens any more");
 }

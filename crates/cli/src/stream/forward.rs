@@ -4,7 +4,10 @@
 //! on the other too, so that nothing cut short is taken for whole.
 
 use super::attach::renew_in;
-use crate::context::Context;
+use crate::{
+    context::{Context, RESTART},
+    wait::BackOff,
+};
 use envforge_api::{
     capability::Right,
     client::WebSocket,
@@ -19,7 +22,11 @@ use futures_util::{
     SinkExt, StreamExt,
     stream::{FuturesUnordered, SplitSink, SplitStream},
 };
-use std::{io, process::ExitCode, time::Duration};
+use std::{
+    io,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -162,16 +169,36 @@ impl<'a> Forward<'a> {
         }
     }
 
+    /// A stream that leads to the target. Nothing of the program is read before there is one, so it may be asked for again
+    /// where a host's daemon ends meanwhile.
+    async fn opened(&self) -> Result<(SplitSink<WebSocket, Message>, SplitStream<WebSocket>), Cut> {
+        let begun = Instant::now();
+        let mut pause = BackOff::new(Duration::from_millis(20), Duration::from_millis(500));
+        loop {
+            let cut = match self.stream().await.map(StreamExt::split) {
+                Ok((sink, mut source)) => match control(source.next().await) {
+                    Ok(Control::Started) => return Ok((sink, source)),
+                    Ok(Control::Failed { problem }) => Cut::Refused(problem),
+                    Ok(_) | Err(_) => Cut::Broken,
+                },
+                Err(problem) => Cut::Refused(problem),
+            };
+            let helps = match &cut {
+                Cut::Broken => true,
+                Cut::Refused(problem) => problem.kind.retry_helps(),
+            };
+            if !helps || begun.elapsed() > RESTART {
+                return Err(cut);
+            }
+            tokio::time::sleep(pause.step()).await;
+        }
+    }
+
     async fn carry(&self, mut local: TcpStream) -> Result<(), Cut> {
         // However this ends before both directions have, the program must not take it for a good end.
         local.set_zero_linger()?;
         local.set_nodelay(true)?;
-        let (mut sink, mut source) = self.stream().await.map_err(Cut::Refused)?.split();
-        match control(source.next().await)? {
-            Control::Started => {}
-            Control::Failed { problem } => return Err(Cut::Refused(problem)),
-            _ => return Err(Cut::Broken),
-        }
+        let (mut sink, mut source) = self.opened().await?;
         {
             let (from, mut to) = local.split();
             let sent = Notify::new();

@@ -70,6 +70,7 @@ pub(super) async fn connect(hub: &Hub, ask: &Ask) -> Result<Dialled, NotOpened> 
             Err(_) => return Err(NotOpened::Asleep),
         }
     }
+    workspace.settled().await;
     let instance = workspace.runtime.borrow().supervisor.as_ref().map(|supervisor| supervisor.instance.clone());
     let instance = instance.ok_or(NotOpened::Asleep)?;
     if !is_open(&workspace, ask.port) {

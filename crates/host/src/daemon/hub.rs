@@ -66,6 +66,9 @@ pub struct Hub {
 /// Acts that are remembered after their end was recorded: far more than can be on their way at once.
 const REMEMBERED_ACTS: usize = 1000;
 
+/// How long a stream waits for a daemon that has just begun.
+const SETTLES: Duration = Duration::from_secs(10);
+
 /// The runtime of a workspace as the daemon knows it.
 #[derive(Debug, Clone, Default)]
 pub struct RuntimeFacts {
@@ -181,6 +184,14 @@ pub struct Reset {
 }
 
 impl Workspace {
+    /// Waits until this daemon has looked at what an earlier one left of the runtime: before that, nothing said of it is
+    /// true. Bounded, since a supervisor may be slow to answer.
+    pub async fn settled(&self) {
+        let mut runtime = self.runtime.subscribe();
+        // Whoever asks is told what is known then.
+        let _ = tokio::time::timeout(SETTLES, runtime.wait_for(|facts| facts.known)).await;
+    }
+
     /// A workspace of which nothing is known but its intent.
     #[must_use]
     pub fn new(index: u32, intent: WorkspaceIntent) -> Self {

@@ -41,6 +41,7 @@ pub(super) async fn exec(api: &Api, workspace: &Workspace, out: &Out, input: &mu
     let term = start.terminal.is_some().then(|| start.term.as_deref().unwrap_or("xterm-256color"));
     let mut ready = ready::wait(api, workspace, out, term, &start.git_identity).await?;
     if let Some(wanted) = &start.client {
+        workspace.settled().await;
         let program = client::of(workspace, &ready.sandbox.dir, wanted)?;
         start.argv.splice(..0, program.argv);
         ready.environment.extend(program.environment);

@@ -37,6 +37,7 @@ pub(super) async fn act(api: &Api, workspace: &Workspace, out: &Out, input: &mut
     let Control::Storage(asked) = input.start().await? else {
         return Err(Problem::invalid("nothing is asked of the storage", "is this an EnvForge client?").into());
     };
+    workspace.settled().await;
     let bucket = bucket(api, workspace, asked.service.as_ref())?;
     let place = storage::place(&api.hub);
     let trouble = |t: envforge_api::states::Trouble| Problem::new(ProblemKind::Failed, t.reason, t.hint);

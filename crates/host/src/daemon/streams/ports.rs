@@ -139,6 +139,7 @@ pub(super) async fn carry(
     input: &mut In<'_>,
 ) -> Result<i32, Cut> {
     let dir = api.hub.installation.workspace_dir(&workspace.id);
+    workspace.settled().await;
     let found = find(workspace, &dir, wanted)?;
     let stream = connect(workspace, wanted, found.port).await?;
     // However this ends before both directions have, the server must not take it for a good end.

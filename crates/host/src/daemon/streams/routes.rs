@@ -201,6 +201,7 @@ async fn show_port(
     Query(owner): Query<Owner>,
 ) -> Result<Json<Forwarded>, Refusal> {
     let (workspace, _guard) = api.open(&headers, &id, &[Right::Forward]).await?;
+    workspace.settled().await;
     let dir = api.hub.installation.workspace_dir(&workspace.id);
     Ok(Json(ports::find(&workspace, &dir, &wanted(&target, owner)?)?))
 }
