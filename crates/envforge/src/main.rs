@@ -196,7 +196,8 @@ fn host_options(args: programs::HostArgs) -> Result<envforge_host::daemon::Optio
     };
     let storage = storage.transpose().map_err(|e| Problem::invalid(e.to_string(), e.hint))?;
     let gateways = gateways(&args.gateways, args.gateway_root.as_deref())?;
-    Ok(envforge_host::daemon::Options { home, server, token: token(&file, "host")?, gateways, storage })
+    let disk = envforge_host::daemon::disk::Options { reserve: args.disk_reserve, limit: args.disk_limit };
+    Ok(envforge_host::daemon::Options { home, server, token: token(&file, "host")?, gateways, storage, disk })
 }
 
 /// The gateways that a host dials.

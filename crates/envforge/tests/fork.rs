@@ -374,7 +374,7 @@ fn a_fork_that_finds_no_space_fails_with_the_reason_and_leaves_the_source_as_it_
 /// The file system shares extents: the cluster stands still with everything else and is cloned.
 fn on_an_image(kind: &str) {
     let binary = Path::new(env!("CARGO_BIN_EXE_envforge"));
-    let Some(local) = Local::start_on_image(binary, kind, 1024) else { return };
+    let Some(local) = Local::start_on_image(binary, kind, 1024, &[]) else { return };
     let it = Written::on(local);
     let local = &it.local;
     local.inside_ok("source", "head -c 50000000 /dev/urandom > /workspace/large");

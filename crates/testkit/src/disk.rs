@@ -31,7 +31,7 @@ impl SmallDisk {
         Some(Self { at: at.to_owned() })
     }
 
-    /// Mounts one of a kind (`xfs`, `btrfs`) and so many MiB, that lies in a file beside the new directory. `None`, said
+    /// Mounts one of a kind (`xfs`, `btrfs`, `ext4`) and so many MiB, that lies in a file beside the new directory. `None`, said
     /// on standard error, where it cannot be made or mounted.
     ///
     /// # Panics

@@ -76,6 +76,10 @@ pub fn program(name: &str, what: &str) -> Option<PathBuf> {
     found
 }
 
+fn owned(with: &[(&str, &str)]) -> Vec<(String, String)> {
+    with.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
 impl Local {
     /// Starts an installation with the given binary.
     ///
@@ -104,7 +108,7 @@ impl Local {
     #[must_use]
     pub fn start_with(binary: &Path, with: &[(&str, &str)]) -> Self {
         let mut local = Self::unstarted(binary, None);
-        local.with = with.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        local.with = owned(with);
         local.begin();
         local
     }
@@ -134,20 +138,27 @@ impl Local {
     /// When it does not start.
     #[must_use]
     pub fn start_on_small_disk(binary: &Path, mib: u32, parts: &[&str]) -> Option<Self> {
-        Self::start_on_disk(binary, parts, |at| SmallDisk::mount(at, mib))
+        Self::start_on_disk(binary, parts, &[], |at| SmallDisk::mount(at, mib))
     }
 
-    /// The same with the whole home on a file system of a kind (`xfs`, `btrfs`) and so many MiB.
+    /// The same with the whole home on a file system of a kind (`xfs`, `btrfs`, `ext4`) and so many MiB, and with further
+    /// environment variables.
     ///
     /// # Panics
     /// When it does not start.
     #[must_use]
-    pub fn start_on_image(binary: &Path, kind: &str, mib: u64) -> Option<Self> {
-        Self::start_on_disk(binary, &[], |at| SmallDisk::image(at, kind, mib))
+    pub fn start_on_image(binary: &Path, kind: &str, mib: u64, with: &[(&str, &str)]) -> Option<Self> {
+        Self::start_on_disk(binary, &[], with, |at| SmallDisk::image(at, kind, mib))
     }
 
-    fn start_on_disk(binary: &Path, parts: &[&str], make: impl FnOnce(&Path) -> Option<SmallDisk>) -> Option<Self> {
+    fn start_on_disk(
+        binary: &Path,
+        parts: &[&str],
+        with: &[(&str, &str)],
+        make: impl FnOnce(&Path) -> Option<SmallDisk>,
+    ) -> Option<Self> {
         let mut local = Self::unstarted(binary, None);
+        local.with = owned(with);
         let disk = make(&local.dir.path().join("disk"))?;
         let link = |name: &str, from: PathBuf| {
             let to = disk.at().join(name);
@@ -213,6 +224,8 @@ impl Local {
             .env("ENVFORGE_HOME", self.home())
             .env("ENVFORGE_BOOT_ID_PATH", &self.boot_id)
             .env("XDG_CACHE_HOME", self.dir.path().join("cache"))
+            // Many installations share a disk here, and tests fill small ones to the last octet.
+            .env("ENVFORGE_DISK_RESERVE", "0")
             .env("PATH", path())
             .envs(self.with.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());

@@ -96,6 +96,28 @@ impl Stored {
     /// When it does not start.
     #[must_use]
     pub fn start(binary: &Path, server: Option<PathBuf>, with: &[(&str, &str)]) -> Option<Self> {
+        Self::start_by(server, with, |with| Some(Local::start_with(binary, with)))
+    }
+
+    /// The same with all of it on a file system of this kind and so many MiB.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_on_image(
+        binary: &Path,
+        server: Option<PathBuf>,
+        (kind, mib): (&str, u64),
+        with: &[(&str, &str)],
+    ) -> Option<Self> {
+        Self::start_by(server, with, |with| Local::start_on_image(binary, kind, mib, with))
+    }
+
+    fn start_by(
+        server: Option<PathBuf>,
+        with: &[(&str, &str)],
+        start: impl FnOnce(&[(&str, &str)]) -> Option<Local>,
+    ) -> Option<Self> {
         let (server, boto3) = (server?, client()?);
         let path = local::path();
         let own = server.parent().map(Path::to_owned);
@@ -103,7 +125,7 @@ impl Stored {
         let mut with = with.to_vec();
         let path = path.into_string().expect("text");
         with.push(("PATH", &path));
-        let local = Local::start_with(binary, &with);
+        let local = start(&with)?;
         // The host may have the other one too.
         let kind = if server.ends_with("minio") { "\"minio\"" } else { "\"seaweedfs\"" };
         fs::create_dir(local.home().join("storage")).expect("make a directory");

@@ -54,6 +54,23 @@ pub struct HostArgs {
     /// File with its root credentials, in the form of AWS's `credentials`, readable by its owner alone.
     #[arg(long, value_name = "FILE", env = "ENVFORGE_STORAGE_CREDENTIALS", requires = "storage_endpoint")]
     pub storage_credentials: Option<PathBuf>,
+    /// Space of the disk that is kept free: 8GiB, 500MiB; 0 = none. Without it a twentieth of the disk, at most 8GiB.
+    #[arg(long, value_name = "SIZE", env = "ENVFORGE_DISK_RESERVE", value_parser = octets)]
+    pub disk_reserve: Option<u64>,
+    /// What a workspace takes of the disk at most where the file system counts that (btrfs with quotas): 50GiB. Without it
+    /// half of what there is.
+    #[arg(long, value_name = "SIZE", env = "ENVFORGE_DISK_LIMIT", value_parser = octets)]
+    pub disk_limit: Option<u64>,
+}
+
+/// A size in octets.
+fn octets(given: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let (number, bits) =
+        UNITS.iter().find_map(|(unit, bits)| Some((given.strip_suffix(unit)?, *bits))).unwrap_or((given, 0));
+    let size = number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(1 << bits));
+    // A number alone is more likely a unit left out than octets.
+    size.filter(|size| bits > 0 || *size == 0).ok_or_else(|| "write it as 8GiB or 500MiB".to_owned())
 }
 
 /// Where a gateway listens.

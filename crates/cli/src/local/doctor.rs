@@ -67,6 +67,7 @@ pub(super) async fn examine(paths: &Paths) -> Vec<Finding> {
         findings.push(finding("limits", false, missing("none without root", LIMITS)));
     }
     findings.push(space(paths.home()));
+    findings.extend(shares(paths.home()).await);
     findings.push(memory());
     findings
 }
@@ -241,6 +242,29 @@ fn space(home: &Path) -> Finding {
         Err(error) => missing(format!("not known: {error}"), "choose another ENVFORGE_HOME"),
     };
     finding("disk", true, found)
+}
+
+/// Whether each workspace can have a share of the disk of its own; `None` where the file system knows of none.
+async fn shares(home: &Path) -> Option<Finding> {
+    /// Of `statfs`.
+    const BTRFS: i64 = 0x9123_683e;
+    let there = home.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let is_btrfs = rustix::fs::statfs(there).is_ok_and(|about| about.f_type == BTRFS);
+    if !is_btrfs || !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let shown = there.display();
+    let mut asked = Command::new(which("btrfs").unwrap_or_else(|| "btrfs".into()));
+    asked.args(["qgroup", "show"]).arg(there).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let found = match timeout(Duration::from_secs(5), asked.status()).await {
+        Ok(Ok(status)) if status.success() => Ok(format!("btrfs counts what each workspace takes at {shown}")),
+        Ok(Ok(_)) => missing(
+            format!("btrfs does not count what each workspace takes at {shown}"),
+            format!("btrfs quota enable {shown} (for workspaces that are made from then on)"),
+        ),
+        Ok(Err(_)) | Err(_) => missing("no btrfs program", "apt-get install btrfs-progs"),
+    };
+    Some(finding("shares", false, found))
 }
 
 fn memory() -> Finding {

@@ -2,7 +2,7 @@
 //!
 //! Each value has one writer. Everyone else reads through watch channels, so a change wakes them and nothing polls.
 
-use super::{intents::Unkept, ledger::Ledger, supervisor::Supervisor};
+use super::{disk::Room, intents::Unkept, ledger::Ledger, supervisor::Supervisor};
 use crate::{
     supervise::protocol::Snapshot,
     system::{accounts::Account, installation::Installation, sandbox::Sandbox},
@@ -54,6 +54,8 @@ pub struct Hub {
     /// The workspaces it changed of, until they are looked at.
     changed: Mutex<BTreeSet<WorkspaceId>>,
     ledger: Mutex<Ledger>,
+    /// Who stands still because the disk is nearly full.
+    pub(super) room: Room,
     /// Intents that are not accepted, because the ledger could not be written.
     unkept: Mutex<BTreeMap<WorkspaceId, Unkept>>,
     workspaces: Mutex<BTreeMap<WorkspaceId, Arc<Workspace>>>,
@@ -247,6 +249,7 @@ impl Hub {
             dirty: watch::Sender::new(0),
             changed: Mutex::default(),
             ledger: Mutex::new(ledger),
+            room: Room::default(),
             unkept: Mutex::default(),
             workspaces: Mutex::new(BTreeMap::new()),
             shell_runs: Mutex::default(),

@@ -8,6 +8,7 @@ mod cloud;
 mod control_link;
 pub mod copy;
 mod dial;
+pub mod disk;
 mod elsewhere;
 pub mod hub;
 mod inside;
@@ -67,6 +68,8 @@ pub struct Options {
     pub gateways: tunnel::Gateways,
     /// A storage server in the place of the host's own.
     pub storage: Option<crate::resources::storage::External>,
+    /// What is kept free of the disk.
+    pub disk: disk::Options,
 }
 
 /// `envforge host`: runs until SIGTERM. Services and terminals go on without it. Says `ready` through `say` when it is
@@ -118,6 +121,7 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<End, SystemError> {
     tunnel::begin(&hub, options.gateways, &stop);
     // Ends with the daemon.
     tokio::spawn(storage::keep(Arc::clone(&hub), stop.clone()));
+    tokio::spawn(disk::keep(Arc::clone(&hub), options.disk, stop.clone()));
     let (streams, dials) =
         (streams::serve(Arc::clone(&hub), stop.clone()), dial::serve(Arc::clone(&hub), stop.clone()));
     let serving = tokio::spawn(async { tokio::try_join!(streams, dials).map(drop) });

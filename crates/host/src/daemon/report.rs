@@ -15,7 +15,7 @@ use envforge_api::{
 #[must_use]
 pub(super) fn of(hub: &Hub, id: &WorkspaceId) -> Option<WorkspaceReport> {
     match (hub.get(id), hub.unkept(id)) {
-        (Some(workspace), None) => report(&workspace),
+        (Some(workspace), None) => report(&workspace).map(|report| held(report, hub.room.holds(id))),
         (Some(workspace), Some(unkept)) => report(&workspace).map(|report| refused(report, &unkept)),
         (None, Some(unkept)) => Some(refused(blank(&unkept), &unkept)),
         (None, None) => None,
@@ -44,6 +44,17 @@ fn refused(mut report: WorkspaceReport, unkept: &Unkept) -> WorkspaceReport {
             report.runtime = LayerReport { stated, phase: failed() };
         }
         (DesiredRuntime::Asleep { .. } | DesiredRuntime::Awake { .. }, _) => report.runtime.phase = failed(),
+    }
+    report
+}
+
+/// The same of one that stands still for the disk: why, and what to do.
+fn held(mut report: WorkspaceReport, trouble: Option<Trouble>) -> WorkspaceReport {
+    if let Some(trouble) = trouble {
+        let shell = &mut report.shell.stated;
+        shell.reason.get_or_insert_with(|| trouble.reason.clone());
+        shell.hint.get_or_insert_with(|| trouble.hint.clone());
+        report.runtime.stated.hint.get_or_insert(trouble.hint);
     }
     report
 }

@@ -9,7 +9,7 @@ mod sql;
 pub mod template;
 
 use super::{Context, Driver, Watch, find_program, rest::Look};
-use crate::system::{disk, files, sandbox::DATA};
+use crate::system::{disk, files, sandbox::DATA, share};
 use envforge_api::{
     names::{ServiceName, short_hash},
     project::RuntimeSize,
@@ -157,13 +157,15 @@ impl Driver for Postgres {
             let (template, _) = template::paths(&context.templates, &template::server_version().await?);
             // Made where nobody else can reach it, and put in its place as a whole.
             let half = context.sandbox.dir.join("state").join("postgresql.making");
-            let (owner, failed_half) = (context.sandbox.accounts.resource.clone(), half.clone());
+            let (accounts, failed_half) = (context.sandbox.accounts.clone(), half.clone());
             let copied = tokio::task::spawn_blocking(move || {
                 match fs::remove_dir_all(&half) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     Ok(()) | Err(_) => {}
                 }
-                template::copy_tree(&template, &half, &owner)?;
+                let into = data.parent().unwrap_or(&data);
+                share::ensure_movable(&half, into, accounts.user.uid).map_err(|error| error.source)?;
+                template::copy_tree(&template, &half, &accounts.resource)?;
                 rustix::fs::syncfs(fs::File::open(&half)?)?;
                 fs::rename(&half, &data)
             })

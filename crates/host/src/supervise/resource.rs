@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     resources::{Context, Share, driver},
-    system::{boot, disk},
+    system::{boot, disk, share},
 };
 use envforge_api::{
     host::ResourceReport,
@@ -282,6 +282,9 @@ impl Runtime {
         } else if disk::has_no_space(&sandbox.dir) {
             let reason = format!("{name} ended before it answered, and there is no space left on the disk");
             Trouble::new(reason, disk::hint(&sandbox.dir))
+        } else if share::is_used_up(sandbox.accounts.user.uid, &sandbox.dir) {
+            let reason = format!("{name} ended before it answered, and the workspace's share of the disk is used up");
+            Trouble::new(reason, disk::SHARE)
         } else {
             let hint = format!("`envforge logs {} {name}` has what it said", sandbox.hostname);
             Trouble::new(format!("{name} ended before it answered"), hint)

@@ -7,8 +7,12 @@ use super::{
     runtime::{Phase, Runtime},
     server,
 };
+use crate::daemon::disk;
 use envforge_api::{stream::LogLevel, time::Timestamp};
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
+
+/// What a service gets to end while it fills the disk that others need.
+const SHORT_GRACE: Duration = Duration::from_secs(1);
 
 impl Runtime {
     /// Begins to stop everything; [`Event::Gone`] comes when nothing is left. Asking again changes nothing.
@@ -24,11 +28,12 @@ impl Runtime {
         self.cancel_all_runs();
         let servers = self.retire_servers();
         let shared = Rc::clone(&self.shared);
+        let grace = if reason == disk::REASON { shared.grace.min(SHORT_GRACE) } else { shared.grace };
         // Nothing can cancel it: a runtime that began to sleep is asleep afterwards.
         tokio::task::spawn_local(async move {
             let groups = &shared.sandbox.cgroups;
             let stop = |name: &'static str| {
-                let (group, grace) = (groups.runtime_child(name), shared.grace);
+                let group = groups.runtime_child(name);
                 async move {
                     if let Ok(group) = group {
                         process::stop(&group, grace).await;

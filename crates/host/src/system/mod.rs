@@ -16,6 +16,7 @@ pub mod pty;
 pub mod removal;
 pub mod sandbox;
 pub mod secluded;
+pub mod share;
 pub mod spawn;
 mod title;
 
@@ -57,7 +58,7 @@ impl SystemError {
     #[must_use]
     pub fn on_disk(mut self, path: &std::path::Path) -> Self {
         if disk::is_full(&self.source) {
-            self.hint = disk::hint(path);
+            self.hint = disk::hint_for(&self.source.to_string(), path);
         }
         self
     }

@@ -4,7 +4,7 @@
 //! the root, where it is removed in turn; so whatever the depth, two directories are open at once, nothing is
 //! remembered, and a removal that was cut short goes on from what is left.
 
-use super::{Result, SystemError};
+use super::{Result, SystemError, share};
 use rustix::{
     fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags},
     io::Errno,
@@ -36,15 +36,19 @@ pub fn remove(path: &Path) -> Result<()> {
         Err(Errno::NOTDIR | Errno::LOOP) => return rustix::fs::unlink(path).map_err(failed),
         Err(error) => return Err(failed(error)),
     };
-    empty(&root).map_err(failed)?;
+    empty(&root, 0).map_err(failed)?;
     match rustix::fs::rmdir(path) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(failed(error)),
     }
 }
 
-/// Removes everything below a directory.
-fn empty(root: &OwnedFd) -> rustix::io::Result<()> {
+/// Subvolumes in subvolumes (btrfs), out of which nothing can be moved: each is emptied by itself. Every level holds a
+/// few descriptors.
+const DEEPEST: usize = 100;
+
+/// Removes everything below a directory that lies in so many subvolumes.
+fn empty(root: &OwnedFd, depth: usize) -> rustix::io::Result<()> {
     let mut number = 0_u64;
     loop {
         let mut found = false;
@@ -57,7 +61,7 @@ fn empty(root: &OwnedFd) -> rustix::io::Result<()> {
             }
             found = true;
             if entry.file_type() == FileType::Directory || !unlinked(root.as_fd(), name)? {
-                flatten(root, name, &mut number)?;
+                flatten(root, name, &mut number, depth)?;
             }
         }
         // What was moved up meanwhile may have been missed.
@@ -68,7 +72,7 @@ fn empty(root: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// Removes one directory of the root, after what it holds was removed or moved up.
-fn flatten(root: &OwnedFd, name: &CStr, number: &mut u64) -> rustix::io::Result<()> {
+fn flatten(root: &OwnedFd, name: &CStr, number: &mut u64, depth: usize) -> rustix::io::Result<()> {
     match rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         // Exchanged for something else: the next look meets that.
@@ -89,7 +93,13 @@ fn flatten(root: &OwnedFd, name: &CStr, number: &mut u64) -> rustix::io::Result<
             continue;
         }
         if entry.file_type() == FileType::Directory || !unlinked(directory.as_fd(), inner)? {
-            move_up(&directory, inner, root, number)?;
+            match move_up(&directory, inner, root, number) {
+                Err(Errno::XDEV) if depth < DEEPEST && share::is_subvolume(&directory) => {
+                    empty(&directory, depth + 1)?;
+                    break;
+                }
+                moved => moved?,
+            }
         }
     }
     match rustix::fs::unlinkat(root, name, AtFlags::REMOVEDIR) {

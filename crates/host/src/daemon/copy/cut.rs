@@ -20,6 +20,7 @@ use crate::{
         copying::{self, Mirror, Owners, Passed, Rules, Stop},
         files,
         sandbox::Sandbox,
+        share,
     },
 };
 use envforge_api::{
@@ -65,6 +66,10 @@ pub(super) struct Job {
     pub(super) awake: bool,
     pub(super) target: PathBuf,
     pub(super) owners: Owners,
+    /// Whose share of the disk the copy counts to.
+    pub(super) group: u32,
+    /// Octets that the copy has to leave free.
+    pub(super) spare: u64,
     /// What of the user's files is left out.
     pub(super) is_left_out: fn(&Path) -> bool,
     /// The server and where its objects go, if there are any.
@@ -123,8 +128,8 @@ async fn attempt(job: &Job) -> Result<Cut, Trouble> {
     let way = copying::way_between(&job.sandbox.dir.join("state"), &job.target);
     let plan = plan::plan(Found { way, database: job.awake && runs("database"), redis: job.awake && runs("redis") });
     if way == copying::Way::Copy {
-        let needed = PARTS.iter().map(|part| copying::size_of(&job.sandbox.dir.join(part))).sum();
-        copying::has_room(&job.target, needed).map_err(system)?;
+        let needed: u64 = PARTS.iter().map(|part| copying::size_of(&job.sandbox.dir.join(part))).sum();
+        copying::has_room(&job.target, needed + job.spare).map_err(system)?;
     }
     let mut copy = Copy::new(job, plan, way)?;
     copy.ahead().await?;
@@ -223,8 +228,9 @@ impl<'a> Copy<'a> {
         };
         let mirrors = plan.parts.iter().map(mirror).collect();
         // Parts lie in it that are copied before it.
-        for inner in ["state", DATA] {
-            files::ensure_dir(&job.target.join(inner), 0o700).map_err(system)?;
+        files::ensure_dir(&job.target.join("state"), 0o700).map_err(system)?;
+        for theirs in PARTS {
+            share::ensure_tree(&job.target.join(theirs), job.group).map_err(system)?;
         }
         let objects = job.storage.as_ref().map(|(client, pairs)| Objects::new(client.clone(), pairs));
         Ok(Self { job, plan, mirrors, backup: None, objects, segments: BTreeSet::new() })
@@ -232,10 +238,10 @@ impl<'a> Copy<'a> {
 
     /// Copies while everything goes on.
     async fn ahead(&mut self) -> Result<(), Trouble> {
-        let (stop, target) = (Arc::clone(&self.job.stop), self.job.target.clone());
+        let (stop, target, spare) = (Arc::clone(&self.job.stop), self.job.target.clone(), self.job.spare);
         // A source that grows must not be left without room by its own copy.
-        let stop: Stop<'_> = &|| stop.load(Ordering::Relaxed) || copying::has_room(&target, 0).is_err();
-        let system = |error: SystemError| match copying::has_room(&target, 0) {
+        let stop: Stop<'_> = &|| stop.load(Ordering::Relaxed) || copying::has_room(&target, spare).is_err();
+        let system = |error: SystemError| match copying::has_room(&target, spare) {
             Err(full) if error.source.kind() == io::ErrorKind::Interrupted => system(full),
             Ok(()) | Err(_) => system(error),
         };

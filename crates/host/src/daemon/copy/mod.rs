@@ -126,6 +126,9 @@ async fn take(
         if standing(&source.runtime.borrow()).as_ref() != Some(&found) {
             continue;
         }
+        if let Some(trouble) = hub.room.holds(&source.id) {
+            return Err(trouble);
+        }
         clear(target).await?;
         if let Storage::Snapshot(pairs) = &storage {
             objects::declare(target, if root.is_some() { pairs } else { &[] })?;
@@ -140,6 +143,8 @@ async fn take(
             awake,
             target: target.to_owned(),
             owners,
+            group: to.user.uid,
+            spare: hub.room.margin(),
             is_left_out,
             storage: root.as_ref().map(|root| (root.client.clone(), pairs.to_vec())),
             stop: Arc::clone(&stop),

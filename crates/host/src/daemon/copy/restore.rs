@@ -16,6 +16,7 @@ use crate::{
         copying::{self, Mirror, Owners, Rules},
         files, removal,
         sandbox::{self, Sandbox},
+        share,
     },
 };
 use envforge_api::{
@@ -133,12 +134,15 @@ pub(in crate::daemon) async fn restore(
 
 /// Copies the snapshot beside what it replaces.
 async fn prepare(hub: &Hub, workspace: &Workspace, from: &Path, to: PathBuf) -> Result<(), Trouble> {
-    let (from, own) = (from.to_owned(), accounts_of(hub, workspace));
+    let (from, own, spare) = (from.to_owned(), accounts_of(hub, workspace), hub.room.margin());
     let copied = tokio::task::spawn_blocking(move || -> Result<(), SystemError> {
         files::ensure_dir(&to, 0o700)?;
         let way = copying::way_between(&from, &to);
         if way == copying::Way::Copy {
-            copying::has_room(&to, copying::size_of(&from))?;
+            copying::has_room(&to, copying::size_of(&from) + spare)?;
+        }
+        for theirs in cut::PARTS {
+            share::ensure_tree(&to.join(theirs), own.user.uid)?;
         }
         for part in cut::PARTS.iter().chain(&["state"]) {
             let rules = Rules { is_left_out: |_| false, only_grows: |_| false };

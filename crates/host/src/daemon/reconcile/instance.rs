@@ -154,6 +154,9 @@ async fn try_start(
     memory: &mut Memory,
     setup: &Arc<Mutex<()>>,
 ) -> Result<(), Trouble> {
+    if let Some(trouble) = hub.room.holds(&workspace.id) {
+        return Err(trouble);
+    }
     let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
     // It gets ready beside all that follows, and ends if that fails. Making a process holds its thread up.
     let known = sandbox::Sandbox::of(&hub.installation, &workspace.id, workspace.index, &intent.slug);

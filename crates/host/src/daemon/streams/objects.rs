@@ -48,7 +48,10 @@ pub(super) async fn act(api: &Api, workspace: &Workspace, out: &Out, input: &mut
     match asked.act {
         ObjectAct::List { prefix } => store.list(&prefix, out).await,
         ObjectAct::Get { key } => store.get(&key, out).await,
-        ObjectAct::Put { key } => store.put(&key, out, input).await,
+        ObjectAct::Put { key } => match api.hub.room.holds(&workspace.id) {
+            Some(held) => Err(trouble(held).into()),
+            None => store.put(&key, out, input).await,
+        },
         ObjectAct::Remove { key } => store.remove(&key).await,
     }
 }

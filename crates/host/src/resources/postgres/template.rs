@@ -127,7 +127,9 @@ async fn run_as(account: &Account, dir: &Path, name: &str, args: &[&OsStr], inpu
 /// Copies a tree of plain files and directories, giving it to `owner`.
 pub(super) fn copy_tree(from: &Path, to: &Path, owner: &Account) -> io::Result<()> {
     let root = rustix::process::geteuid().is_root();
-    fs::create_dir(to)?;
+    if !to.is_dir() {
+        fs::create_dir(to)?;
+    }
     fs::set_permissions(to, fs::Permissions::from_mode(0o700))?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;

@@ -17,7 +17,7 @@ use super::{
     cgroup::Cgroups,
     door, doors, enter, files, holder,
     installation::{Installation, Isolation},
-    removal,
+    removal, share,
 };
 use envforge_api::{ids::WorkspaceId, names::Slug};
 use helper::Helper;
@@ -212,6 +212,9 @@ pub async fn ensure(
     for own in ["logs", "meter", "runs", "state"] {
         files::ensure_dir(&sandbox.dir.join(own), 0o700)?;
     }
+    for theirs in ["files", "tmp", "data"] {
+        share::ensure_tree(&sandbox.dir.join(theirs), accounts.user.uid)?;
+    }
     files::ensure_dir_for(&sandbox.files(), 0o700, &accounts.user)?;
     files::ensure_dir_for(&sandbox.dir.join("tmp"), 0o1777, &accounts.user)?;
     files::ensure_dir_for(&sandbox.dir.join("data"), 0o700, &accounts.resource)?;
@@ -363,6 +366,7 @@ pub async fn remove(installation: &Installation, sandbox: &Sandbox) -> Result<()
         let cut = |_| SystemError::new("remove a directory", io::Error::other("cut short"));
         tokio::task::spawn_blocking(move || removal::remove(&at)).await.map_err(cut)??;
     }
+    share::forget(sandbox.accounts.user.uid, &installation.home.join("workspaces"));
     // Last: a removal that goes on after a restart still knows whose things are left.
     accounts::remove(installation, sandbox.index)
 }
