@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, '@BOTO3@')
 # Between two things: what is made in a minute must fit into an inbox.
-PAUSE = {'rows': 0.01, 'queue': 0.01, 'objects': 0.02, 'mails': 0.05}
+PAUSE = {'rows': 0.01, 'queue': 0.01, 'objects': 0.06, 'mails': 0.1}
 
 
 def of(name):

@@ -1,7 +1,7 @@
 //! An acknowledged write is never lost: processes of an installation under load are killed at random moments, again and
 //! again, and everything that a server said it had is there afterwards, once and in order; whatever was killed is back.
 //!
-//! `ENVFORGE_KILLS=500` kills more often than 200 times (some six hundred fill an inbox, which forgets then); `ENVFORGE_KILLS_SEED=7` makes the same choices, as far as the machine is as fast.
+//! `ENVFORGE_KILLS=500` kills more often than 200 times (more than a thousand fill an inbox, which forgets then); `ENVFORGE_KILLS_SEED=7` makes the same choices, as far as the machine is as fast.
 
 mod chance;
 mod load;
