@@ -27,6 +27,7 @@ use envforge_api::{
     ids::{SnapshotId, WorkspaceId},
     states::Trouble,
 };
+use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -126,21 +127,22 @@ impl Objects {
             }
             let new: Vec<(String, Listed)> =
                 listed.into_iter().filter(|(key, now)| copied.get(key) != Some(now)).collect();
-            for some in new.chunks(AT_ONCE) {
+            let client = &self.client;
+            let copy = async |(key, now): &(String, Listed)| {
+                (key.clone(), now.clone(), objects::copy_one(client, of, &now.object, bucket).await)
+            };
+            let mut copies = stream::iter(&new).map(copy).buffer_unordered(AT_ONCE);
+            while let Some((key, now, outcome)) = copies.next().await {
                 if stop() {
                     return Err(Trouble::new("the copy was cut short", "is there space on the disk? Try again"));
                 }
-                let copies = some.iter().map(|(_, now)| objects::copy_one(&self.client, of, &now.object, bucket));
-                let outcomes = futures_util::future::join_all(copies).await;
-                for ((key, now), outcome) in some.iter().zip(outcomes) {
-                    match outcome.map_err(trouble)? {
-                        Copied::AsListed => {
-                            passed.files += 1;
-                            passed.bytes += now.object.size;
-                            copied.insert(key.clone(), now.clone());
-                        }
-                        Copied::Moved => self.moved = true,
+                match outcome.map_err(trouble)? {
+                    Copied::AsListed => {
+                        passed.files += 1;
+                        passed.bytes += now.object.size;
+                        copied.insert(key, now);
                     }
+                    Copied::Moved => self.moved = true,
                 }
             }
         }
