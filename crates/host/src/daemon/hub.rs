@@ -189,9 +189,17 @@ impl Workspace {
     /// Waits until this daemon has looked at what an earlier one left of the runtime: before that, nothing said of it is
     /// true. Bounded, since a supervisor may be slow to answer.
     pub async fn settled(&self) {
-        let mut runtime = self.runtime.subscribe();
+        let (mut runtime, mut shell) = (self.runtime.subscribe(), self.shell.subscribe());
+        let known = async {
+            let is_awake = runtime.wait_for(|facts| facts.known).await.is_ok_and(|facts| facts.supervisor.is_some());
+            if is_awake {
+                // How to enter, and which ports there are, is known with its shell.
+                let on_its_way = |state| matches!(state, ShellState::Absent | ShellState::Preparing);
+                let _ = shell.wait_for(|stated| !on_its_way(stated.state)).await;
+            }
+        };
         // Whoever asks is told what is known then.
-        let _ = tokio::time::timeout(SETTLES, runtime.wait_for(|facts| facts.known)).await;
+        let _ = tokio::time::timeout(SETTLES, known).await;
     }
 
     /// A workspace of which nothing is known but its intent.
