@@ -3,12 +3,13 @@
 use envforge_testkit::{
     fixture::Fixture,
     local::{Local, program},
-    machine::{cgroup_of, eventually, lives},
+    machine::{cgroup_of, eventually},
     storage::{self, Stored},
 };
 use serde_json::Value;
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -76,19 +77,35 @@ const EMERGENCY: u64 = 75 << 20;
 /// Room for two workspaces, and twice the reserve.
 const MIB: u64 = 2200;
 
-/// Writes a megabyte every few milliseconds, so that no machine is too fast for what is looked at.
-const WRITER: &str = "exec python3 -c 'import time
+/// Writes a megabyte every now and then, so that no machine is too fast for what is looked at; then its parent goes on.
+const WRITER: &str = "python3 -c 'import time
 f = open(\"/workspace/large\", \"wb\", 0)
-while True: f.write(bytes(1 << 20)); time.sleep(0.005)'";
+while True: f.write(bytes(1 << 20)); time.sleep(0.02)' & wait; touch /workspace/reaped; exec sleep 600";
+
+/// Takes all but so many MiB, in the shell of `a`.
+fn leave(local: &Local, mib: u64) {
+    local.inside_ok("a", &format!("fallocate -l {} /workspace/before", free(local) - (mib << 20)));
+}
+
+/// Whether all of a group of the first workspace stands still.
+fn is_still(local: &Local, group: &str) -> bool {
+    let at = cgroup_of(&local.installation()).join("w0").join(group).join("cgroup.events");
+    fs::read_to_string(at).is_ok_and(|text| text.contains("frozen 1"))
+}
+
+fn wait_for_the_ballast(local: &Local, there: bool) {
+    let ballast = local.home().join("workspaces/.reserve");
+    eventually("the ballast", || {
+        (fs::metadata(&ballast).map_or(0, |about| about.len()) == if there { BALLAST } else { 0 }).then_some(())
+    });
+}
 
 #[test]
 fn who_fills_the_disk_stands_still_everyone_else_goes_on_and_it_goes_on_when_there_is_space() {
     let Some(local) = start("ext4", MIB, &RESERVE, |_| {}) else { return };
-    let ballast = local.home().join("workspaces/.reserve");
-    eventually("the ballast is taken", || {
-        fs::metadata(&ballast).is_ok_and(|about| about.len() == BALLAST).then_some(())
-    });
+    wait_for_the_ballast(&local, true);
     let pid = local.curl_json("b", "http://localhost:3000/")["pid"].clone();
+    leave(&local, 450);
     let writer = InShell::start(&local, WRITER);
     let mut added = 1;
     let stopped = eventually("the writer is stopped", || {
@@ -104,18 +121,18 @@ fn who_fills_the_disk_stands_still_everyone_else_goes_on_and_it_goes_on_when_the
     }
     assert!(shown["shell"]["reason"].as_str().unwrap_or_default().contains("disk is nearly full"), "{shown:#}");
     assert!(free(&local) > EMERGENCY, "the others have room: {}", free(&local));
-    assert_eq!(fs::metadata(&ballast).expect("the ballast").len(), BALLAST, "it was not needed");
+    wait_for_the_ballast(&local, true);
     let usage = local.json(&["workspace", "usage", "a"]);
     assert_eq!(usage["sessions"][0]["reason"], "disk", "{usage:#}");
     assert!(local.ok(&["logs", "a", "system"]).contains("disk is nearly full"));
 
-    // A daemon that was killed leaves nobody stopped: what still writes is judged anew.
-    local.kill("host");
-    eventually("it goes on", || states(&local, "python3").into_iter().find(|(_, state)| *state != 'T'));
+    // Neither its user nor the end of the daemon changes that.
+    local.inside_ok("a", &format!("kill -CONT {}", stopped.0));
     eventually("it is stopped again", || (states(&local, "python3") == [stopped]).then_some(()));
-    assert_eq!(rows(&local, "b"), added + 1);
+    local.kill("host");
+    local.ok(&["exec", "a", "--", "true"]);
+    assert_eq!((states(&local, "python3"), rows(&local, "b")), (vec![stopped], (added + 1).into()));
     added += 1;
-    assert!(free(&local) > EMERGENCY, "{}", free(&local));
 
     // It is not woken, not copied, and nothing large is made of others either.
     let woken = local.run(&["wake", "a", "--wait"]);
@@ -133,38 +150,96 @@ fn who_fills_the_disk_stands_still_everyone_else_goes_on_and_it_goes_on_when_the
     assert_eq!(rows(&local, "b"), added + 1);
     assert_ne!(local.curl_json("b", "http://localhost:3000/")["pid"], pid);
 
-    // Its user makes room, in its shell.
-    local.inside_ok("a", "truncate -s 1M /workspace/large");
-    eventually("the writer goes on", || (!states(&local, "python3").contains(&stopped)).then_some(()));
-    drop(writer);
-    local.inside_ok("a", &format!("kill {} 2>/dev/null; rm /workspace/large", stopped.0));
-    eventually("it ended", || (!lives(stopped.0)).then_some(()));
+    // Its user makes room, in its shell: who waits for what was killed has written nothing.
+    local.inside_ok("a", &format!("kill -KILL {}", stopped.0));
+    eventually("its parent goes on", || local.inside("a", "test -e /workspace/reaped").status.success().then_some(()));
+    assert!(states(&local, "sleep").iter().all(|(_, state)| *state != 'T'));
+    // Less than the reserve is free now, as before: what it took, it gave back.
+    local.inside_ok("a", "rm /workspace/large");
     local.wait_for("a", "free to go on", |status| status["shell"]["reason"].is_null());
+    assert!(free(&local) < 600 << 20, "{}", free(&local));
     local.ok(&["wake", "a", "--wait"]);
     assert_eq!(rows(&local, "a"), 2);
+    drop(writer);
+    local.inside_ok("a", "rm /workspace/before");
     local.ok(&["snapshot", "create", "b"]);
+}
+
+/// `a` takes the whole disk by this, in one go: it stands still, and the others get the ballast.
+fn all_at_once(take: impl FnOnce(&Local) -> Option<InShell>) -> Option<(Local, Option<InShell>)> {
+    let local = start("ext4", MIB, &RESERVE, |_| {})?;
+    wait_for_the_ballast(&local, true);
+    let taker = take(&local);
+    wait_for_the_ballast(&local, false);
+    assert!(is_still(&local, "shell"));
+    let room = free(&local);
+    assert!(room > EMERGENCY, "{room}");
+    for added in 2..20 {
+        assert_eq!(rows(&local, "b"), added);
+    }
+    let shown = wait_asleep_for_the_disk(&local);
+    assert!(shown["shell"]["hint"].as_str().unwrap_or_default().contains("stands still too"), "{shown:#}");
+    assert!(free(&local) > EMERGENCY, "nothing of it was taken again: {}", free(&local));
+    Some((local, taker))
 }
 
 #[test]
 fn all_of_the_disk_taken_by_one_call_is_given_back_to_the_others_while_its_taker_stands_still() {
-    let Some(local) = start("ext4", MIB, &RESERVE, |_| {}) else { return };
-    let ballast = local.home().join("workspaces/.reserve");
-    eventually("the ballast is taken", || ballast.exists().then_some(()));
-    local.inside_ok("a", &format!("fallocate -l {} /workspace/large", free(&local) - (1 << 20)));
-    eventually("the ballast is given back", || (!ballast.exists()).then_some(()));
-    let shell = cgroup_of(&local.installation()).join("w0/shell/cgroup.freeze");
-    assert_eq!(fs::read_to_string(&shell).expect("its group").trim(), "1");
-    assert!(free(&local) > EMERGENCY, "{}", free(&local));
-    for added in 2..20 {
-        assert_eq!(rows(&local, "b"), added);
-    }
-    wait_asleep_for_the_disk(&local);
+    let taken = all_at_once(|local| {
+        let script = format!("fallocate -l {} /workspace/large", free(local) - (20 << 20));
+        Some(InShell::start(local, &script))
+    });
+    let Some((local, _taker)) = taken else { return };
+    // Nobody waits for a shell in which nothing runs.
+    let refused = local.run(&["exec", "a", "--", "true"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("whoever runs the host makes room"), "{said}");
+    let refused = local.run(&["fork", "a", "c"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("took the space"));
+    // A daemon that is killed lets nothing of it go on.
+    local.kill("host");
+    local.wait_for("a", "known again", |status| status["shell"]["reason"].is_string());
+    assert!(is_still(&local, "shell"));
     // Whoever runs the host makes room.
     fs::remove_file(local.workspace_dir("a").join("files/large")).expect("remove");
-    eventually("it goes on", || (fs::read_to_string(&shell).ok()?.trim() == "0").then_some(()));
-    eventually("the ballast is taken again", || ballast.exists().then_some(()));
+    eventually("it goes on", || (!is_still(&local, "shell")).then_some(()));
+    wait_for_the_ballast(&local, true);
     local.ok(&["wake", "a", "--wait"]);
     assert_eq!((rows(&local, "a"), rows(&local, "b")), (2.into(), 20.into()));
+}
+
+#[test]
+fn services_that_never_stop_taking_get_nothing_of_what_is_given_back_and_their_workspace_can_be_deleted() {
+    let taken = all_at_once(|local| {
+        let script = "trap '' TERM; n=0; while :; do fallocate -l 20M /workspace/large-$n; n=$((n+1)); done";
+        let mut command = local.command(&["run", "a", "--service", "web", "--", "sh", "-c", script]);
+        Some(InShell(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs")))
+    });
+    let Some((local, _taker)) = taken else { return };
+    let dir = local.workspace_dir("a");
+    local.ok(&["delete", "a", "--yes", "--force"]);
+    eventually("it is gone", || (!dir.exists()).then_some(()));
+    wait_for_the_ballast(&local, true);
+    assert_eq!(rows(&local, "b"), 20);
+}
+
+#[test]
+fn a_database_that_takes_all_of_it_ends_and_has_what_was_committed_before() {
+    let Some(local) = start("ext4", MIB, &RESERVE, |_| {}) else { return };
+    wait_for_the_ballast(&local, true);
+    local.ok(&["psql", "a", "--", "-qc", "create table big(t text); alter table big alter t set storage external"]);
+    leave(&local, 500);
+    let insert = "insert into big select repeat('x', 1000000) from generate_series(1, 100000)";
+    let mut command = local.command(&["psql", "a", "--", "-c", insert]);
+    let taker = InShell(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs"));
+    wait_asleep_for_the_disk(&local);
+    assert!(free(&local) > EMERGENCY, "{}", free(&local));
+    (2..10).for_each(|added| assert_eq!(rows(&local, "b"), added));
+    drop(taker);
+    fs::remove_file(local.workspace_dir("a").join("files/before")).expect("remove");
+    local.wait_for("a", "free to go on", |status| status["shell"]["reason"].is_null());
+    local.ok(&["wake", "a", "--wait"]);
+    assert_eq!((rows(&local, "a"), rows(&local, "b")), (2.into(), 10.into()));
 }
 
 /// What btrfs counts of the first workspace's group, in octets.
@@ -234,8 +309,18 @@ fn on_btrfs_with_quotas_a_workspace_has_a_share_with_its_data_and_snapshots_and_
     local.wait_healthy("c");
     assert_eq!(rows(&local, "c"), 3);
 
-    // A user makes subvolumes in subvolumes; all of it goes.
-    local.inside_ok("a", "btrfs subvolume create /workspace/s && mkdir -p /workspace/s/d/e && btrfs subvolume create /workspace/s/d/t && mkdir -p /workspace/s/d/t/x/y && echo 1 > /workspace/s/d/t/x/y/z");
+    // What would count to nobody, or to someone else, or could not be removed, is refused.
+    let group = fs::metadata(local.workspace_dir("b").join("files")).expect("its files").uid();
+    for refused in [
+        "btrfs subvolume create /workspace/s".to_owned(),
+        format!("btrfs subvolume create -i 1/{group} /workspace/s"),
+        "btrfs subvolume snapshot -r /workspace /workspace/s".to_owned(),
+        "btrfs property set /workspace ro true".to_owned(),
+    ] {
+        let out = local.inside("a", &refused);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!out.status.success() && said.contains("Operation not permitted"), "{refused}: {said}");
+    }
     let dir = local.workspace_dir("a");
     local.ok(&["delete", "a", "--yes", "--force"]);
     eventually("it is gone", || (!dir.exists()).then_some(()));

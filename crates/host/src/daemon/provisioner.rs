@@ -282,6 +282,7 @@ async fn run(hub: &Hub, name: &str, program: &Path, request: &[u8]) -> Result<En
             terminal: false,
             source: None,
             placed: false,
+            no_subvolumes: false,
         };
         let argv = [program.to_string_lossy().into_owned()];
         let streams = [Stream::Piped, Stream::Piped, Stream::Piped];

@@ -225,10 +225,13 @@ pub enum Ask {
     GoOn,
     /// Stop everything and exit.
     Sleep {
-        /// Why: `asked`, `delete`, `schedule`, `cap`, `stale-epoch`, ….
+        /// Why: `asked`, `delete`, `schedule`, `cap`, `stale-epoch`, `disk`, ….
         reason: String,
     },
 }
+
+/// Why a runtime is put to sleep that took the disk's space, in receipts and in `why`.
+pub const DISK: &str = "disk";
 
 /// Data services to be wiped and filled anew.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,16 +3,24 @@
 
 use super::{
     events::Event,
-    process, receipt,
+    process, protocol, receipt,
     runtime::{Phase, Runtime},
     server,
 };
-use crate::daemon::disk;
+use crate::system::sandbox::Sandbox;
 use envforge_api::{stream::LogLevel, time::Timestamp};
 use std::{rc::Rc, time::Duration};
 
 /// What a service gets to end while it fills the disk that others need.
 const SHORT_GRACE: Duration = Duration::from_secs(1);
+
+/// Has the resource servers go on.
+fn thaw(sandbox: &Sandbox) {
+    for (_, group) in sandbox.cgroups.runtime.below("resources").children() {
+        // One that cannot be is gone.
+        let _ = group.freeze(false);
+    }
+}
 
 impl Runtime {
     /// Begins to stop everything; [`Event::Gone`] comes when nothing is left. Asking again changes nothing.
@@ -28,7 +36,8 @@ impl Runtime {
         self.cancel_all_runs();
         let servers = self.retire_servers();
         let shared = Rc::clone(&self.shared);
-        let grace = if reason == disk::REASON { shared.grace.min(SHORT_GRACE) } else { shared.grace };
+        let for_disk = reason == protocol::DISK;
+        let grace = if for_disk { shared.grace.min(SHORT_GRACE) } else { shared.grace };
         // Nothing can cancel it: a runtime that began to sleep is asleep afterwards.
         tokio::task::spawn_local(async move {
             let groups = &shared.sandbox.cgroups;
@@ -41,9 +50,14 @@ impl Runtime {
                 }
             };
             tokio::join!(stop("services"), stop("runs"), stop("setup"));
+            if for_disk {
+                // They may have been made to stand still: what they served is gone, and they have to hear that they should end.
+                thaw(&shared.sandbox);
+            }
             let ends = servers.iter().map(async |(server, context, serves)| {
                 let manifest = match server::driver_of(server) {
-                    Some(driver) if *serves => receipt::count(driver.as_ref(), context).await,
+                    // What fills the disk ends without being counted.
+                    Some(driver) if *serves && !for_disk => receipt::count(driver.as_ref(), context).await,
                     Some(_) | None => None,
                 };
                 server::stop(&shared, server, context).await;

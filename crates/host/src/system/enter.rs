@@ -9,9 +9,11 @@ use super::{
     accounts::Account,
     cgroup::Group,
     door::{self, Became},
+    filter,
     inside::Inside,
     sandbox,
     sandbox::Sandbox,
+    share,
     spawn::{self, Process, Start, Stream},
 };
 use nix::{
@@ -54,6 +56,9 @@ pub struct Entry {
     /// It is made in its group of version 2 and need not move there.
     #[serde(default)]
     pub placed: bool,
+    /// It can make no subvolumes of btrfs (see [`super::filter`]).
+    #[serde(default)]
+    pub no_subvolumes: bool,
 }
 
 /// Exit status when a process could not be put into its workspace (the convention of `env` and `chroot`).
@@ -76,6 +81,7 @@ impl Entry {
             terminal: false,
             source: None,
             placed: false,
+            no_subvolumes: share::is_btrfs(&sandbox.dir),
         }
     }
 
@@ -225,6 +231,9 @@ fn enter(entry: &Entry) -> Result<()> {
     }
     // The machine's setuid and setgid programs have no power inside: `crontab` would have jobs run outside.
     nix::sys::prctl::set_no_new_privs().map_err(|e| failed("give up new rights", e))?;
+    if entry.no_subvolumes && filter::install() < 0 {
+        return Err(SystemError::new("filter system calls", io::Error::last_os_error()));
+    }
     if std::env::set_current_dir(&entry.directory).is_err() {
         std::env::set_current_dir(sandbox::WORKSPACE)
             .map_err(|e| SystemError::new("go to the workspace's directory", e))?;

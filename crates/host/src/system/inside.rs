@@ -9,6 +9,7 @@
 use super::{
     Result, SystemError,
     enter::{CANNOT_ENTER, Entry},
+    filter,
 };
 use nix::libc;
 use std::{
@@ -29,6 +30,7 @@ pub(super) struct Inside {
     terminal: bool,
     uid: libc::uid_t,
     gid: libc::gid_t,
+    no_subvolumes: bool,
     directory: CString,
     /// Where the program may be, in the order of PATH.
     programs: Vec<CString>,
@@ -61,6 +63,7 @@ impl Inside {
             terminal: entry.terminal,
             uid: entry.account.uid,
             gid: entry.account.gid,
+            no_subvolumes: entry.no_subvolumes,
             directory: text(entry.directory.to_string_lossy().into_owned())?,
             programs: programs?,
             name: text(program.to_owned())?,
@@ -142,6 +145,9 @@ impl Inside {
                 need(uid as isize, c"set the user");
             }
             need(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) as isize, c"give up new rights");
+            if self.no_subvolumes {
+                need(filter::install(), c"filter system calls");
+            }
             if libc::chdir(self.directory.as_ptr()) != 0 {
                 // As `envforge enter`: the directory may have been removed by the workspace's user.
                 need(libc::chdir(WORKSPACE.as_ptr()) as isize, c"go to the workspace's directory");

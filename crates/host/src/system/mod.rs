@@ -9,6 +9,7 @@ mod door;
 pub mod doors;
 pub mod enter;
 pub mod files;
+mod filter;
 mod holder;
 mod inside;
 pub mod installation;
@@ -19,6 +20,7 @@ pub mod secluded;
 pub mod share;
 pub mod spawn;
 mod title;
+pub mod usage;
 
 use std::{fmt, io};
 

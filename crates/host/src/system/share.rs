@@ -20,7 +20,7 @@ fn group(uid: u32) -> String {
 }
 
 /// Whether trees can be subvolumes here.
-fn is_btrfs(path: &Path) -> bool {
+pub(super) fn is_btrfs(path: &Path) -> bool {
     rustix::process::geteuid().is_root() && rustix::fs::statfs(path).is_ok_and(|about| about.f_type == BTRFS)
 }
 

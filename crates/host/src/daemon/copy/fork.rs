@@ -81,6 +81,9 @@ pub(in crate::daemon) async fn begin(
     let source = hub.get(source).ok_or_else(gone)?;
     let of = source.intent.borrow().clone();
     workspace.progress.send_replace(format!("copying {}", of.slug));
+    if let Some(trouble) = hub.room.holds(&source.id) {
+        return Err(trouble);
+    }
     ready(&source).await?;
     branch_is_free(hub, &source, &of, intent).await?;
     let half = dir.join("copying");

@@ -101,6 +101,9 @@ pub(in crate::daemon) async fn restore(
     order: Order<'_>,
 ) -> Result<CopyReport, Trouble> {
     let begun = Instant::now();
+    if let Some(trouble) = hub.room.holds(&workspace.id) {
+        return Err(trouble);
+    }
     let _one_at_a_time = workspace.copies.lock().await;
     let dir = hub.installation.workspace_dir(&workspace.id);
     let from = snapshot::dir(hub, &workspace.id, order.snapshot);

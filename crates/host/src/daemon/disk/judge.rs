@@ -6,6 +6,7 @@
 
 use crate::system::disk::Space;
 use envforge_api::ids::WorkspaceId;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What is kept free, in octets.
@@ -24,13 +25,18 @@ impl Reserve {
     }
 
     /// Below this the ballast is given back.
-    const fn emergency(self) -> u64 {
+    pub(super) const fn emergency(self) -> u64 {
         self.0 / 8
     }
 
-    /// Less growth than this makes nobody stand still.
+    /// Less growth than this makes nobody stand still; in an emergency an eighth of it.
     const fn growth(self) -> u64 {
         self.0 / 8
+    }
+
+    /// A change of what is free that is worth another look at sizes.
+    pub(super) const fn step(self) -> u64 {
+        self.0 / 64
     }
 
     /// From here on everyone goes on.
@@ -45,11 +51,12 @@ impl Reserve {
 }
 
 /// How still a workspace stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Hold {
     /// Its runtime sleeps, and whatever of its shell writes is stopped: there, room can be made.
     Writers,
-    /// Its shell stands still as a whole too.
+    /// Everything of it stands still, at once.
     All,
 }
 
@@ -60,46 +67,69 @@ pub(super) enum Step {
     Hold(WorkspaceId, Hold),
     /// The ballast goes.
     GiveBack,
-    /// All that stood still go on.
-    Release,
+    /// This one goes on.
+    Release(WorkspaceId),
 }
 
-/// What is remembered between two looks.
-#[derive(Debug, Default)]
+/// Octets that each workspace takes; `None`: more than could be counted in time.
+pub(super) type Sizes = BTreeMap<WorkspaceId, Option<u64>>;
+
+/// One that stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Held {
+    hold: Hold,
+    /// How large it was then.
+    size: u64,
+}
+
+/// What is remembered between two looks, and from one daemon to the next.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Judge {
-    /// How large each was while there was plenty, or smaller since.
+    /// How large each was: while there is plenty, or smaller since, or slowly become.
     before: BTreeMap<WorkspaceId, u64>,
-    held: BTreeMap<WorkspaceId, Hold>,
+    held: BTreeMap<WorkspaceId, Held>,
     /// What was free when one was made to stand still last.
     at_last: Option<u64>,
 }
 
 impl Judge {
-    /// Decides on a look. `sizes` are of the workspaces that can write, of all of them where space is not plenty.
-    pub(super) fn look(&mut self, reserve: Reserve, space: Space, sizes: &BTreeMap<WorkspaceId, u64>) -> Vec<Step> {
-        let plenty = space.free >= reserve.plenty();
-        for (workspace, size) in sizes {
-            let before = self.before.entry(workspace.clone()).or_insert(*size);
-            *before = if plenty { *size } else { (*before).min(*size) };
+    /// Decides on a look. `sizes`, where there are any, were looked at after what is free was; `in_time` says that it was
+    /// because time had passed.
+    pub(super) fn look(&mut self, reserve: Reserve, space: Space, sizes: Option<&Sizes>, in_time: bool) -> Vec<Step> {
+        if let Some(sizes) = sizes {
+            self.remember(sizes, space.free >= reserve.plenty(), in_time);
         }
         if space.free >= reserve.relief() {
             self.at_last = None;
-            return if std::mem::take(&mut self.held).is_empty() { vec![] } else { vec![Step::Release] };
+            return std::mem::take(&mut self.held).into_keys().map(Step::Release).collect();
         }
+        let Some(sizes) = sizes else { return vec![] };
+        let mut steps = Vec::new();
         if space.free >= reserve.margin() {
-            return vec![];
+            let enough = space.free >= reserve.margin() + reserve.growth();
+            let gave_back = |(id, held): (&WorkspaceId, &Held)| {
+                let size = sizes.get(id).copied().flatten()?;
+                (enough && size.saturating_add(reserve.growth()) <= held.size).then(|| id.clone())
+            };
+            let free: Vec<WorkspaceId> = self.held.iter().filter_map(gave_back).collect();
+            for id in free {
+                self.held.remove(&id);
+                steps.push(Step::Release(id));
+            }
+            return steps;
         }
         let emergency = space.free < reserve.emergency();
         // What one that stands still wrote before it did shows a moment later: the next one only when still more is gone.
-        let gone_on = self.at_last.is_none_or(|free| space.free < free.saturating_sub(reserve.0 / 16));
+        let gone_on = self.at_last.is_none_or(|free| space.free < free.saturating_sub(reserve.step() * 4));
         let wanted = if emergency { Hold::All } else { Hold::Writers };
-        let mut steps = Vec::new();
         if (gone_on || emergency)
             && let Some(workspace) = self.heaviest(reserve, sizes, wanted)
         {
-            self.held.insert(workspace.clone(), wanted);
+            let known = self.before.get(&workspace).copied().unwrap_or_default();
+            let size = sizes.get(&workspace).copied().flatten().unwrap_or(known);
+            self.held.insert(workspace.clone(), Held { hold: wanted, size });
             // From now on only what it takes in spite of that is held against it.
-            self.before.insert(workspace.clone(), sizes.get(&workspace).copied().unwrap_or_default());
+            self.before.insert(workspace.clone(), size);
             self.at_last = Some(space.free);
             steps.push(Step::Hold(workspace, wanted));
         }
@@ -109,10 +139,29 @@ impl Judge {
         steps
     }
 
-    /// Forgets those that are gone.
-    pub(super) fn keep_only(&mut self, known: impl Fn(&WorkspaceId) -> bool) {
+    fn remember(&mut self, sizes: &Sizes, plenty: bool, in_time: bool) {
+        for (workspace, size) in sizes {
+            let Some(size) = *size else { continue };
+            let before = self.before.entry(workspace.clone()).or_insert(size);
+            if plenty || size < *before {
+                *before = size;
+            } else if in_time {
+                // A disk that is never empty: what was taken hours ago is no longer news.
+                *before += (size - *before) / 32;
+            }
+        }
+    }
+
+    /// Forgets those that are gone or to go; they go on, so that they can.
+    pub(super) fn keep_only(&mut self, known: impl Fn(&WorkspaceId) -> bool) -> Vec<Step> {
         self.before.retain(|workspace, _| known(workspace));
-        self.held.retain(|workspace, _| known(workspace));
+        let gone: Vec<WorkspaceId> = self.held.keys().filter(|workspace| !known(workspace)).cloned().collect();
+        gone.into_iter()
+            .map(|workspace| {
+                self.held.remove(&workspace);
+                Step::Release(workspace)
+            })
+            .collect()
     }
 
     /// Whether its size was looked at.
@@ -120,16 +169,28 @@ impl Judge {
         self.before.contains_key(workspace)
     }
 
+    /// Who stands still, and how.
+    pub(super) fn held(&self) -> BTreeMap<WorkspaceId, Hold> {
+        self.held.iter().map(|(workspace, held)| (workspace.clone(), held.hold)).collect()
+    }
+
     /// Who grew most, and enough, and does not stand so still already.
-    fn heaviest(&self, reserve: Reserve, sizes: &BTreeMap<WorkspaceId, u64>, wanted: Hold) -> Option<WorkspaceId> {
-        let grown = |workspace: &WorkspaceId, size: u64| {
-            size.saturating_sub(self.before.get(workspace).copied().unwrap_or(size))
+    fn heaviest(&self, reserve: Reserve, sizes: &Sizes, wanted: Hold) -> Option<WorkspaceId> {
+        let grown = |workspace: &WorkspaceId, size: Option<u64>| match (size, wanted) {
+            (Some(size), _) => size.saturating_sub(self.before.get(workspace).copied().unwrap_or(size)),
+            // What cannot be counted has no share in what is kept for all.
+            (None, Hold::All) => u64::MAX,
+            (None, Hold::Writers) => 0,
+        };
+        let enough = match wanted {
+            Hold::Writers => reserve.growth(),
+            Hold::All => reserve.growth() / 8,
         };
         sizes
             .iter()
-            .filter(|(workspace, _)| self.held.get(*workspace).is_none_or(|hold| *hold < wanted))
+            .filter(|(workspace, _)| self.held.get(*workspace).is_none_or(|held| held.hold < wanted))
             .map(|(workspace, size)| (grown(workspace, *size), workspace))
-            .filter(|(growth, _)| *growth >= reserve.growth())
+            .filter(|(growth, _)| *growth >= enough)
             .max()
             .map(|(_, workspace)| workspace.clone())
     }
@@ -142,73 +203,120 @@ mod tests {
     const MIB: u64 = 1 << 20;
     const RESERVE: Reserve = Reserve(800 * MIB);
 
-    fn space(free: u64) -> Space {
-        Space { total: 100_000 * MIB, free: free * MIB }
-    }
-
-    fn two() -> (WorkspaceId, WorkspaceId) {
+    fn ids() -> (WorkspaceId, WorkspaceId) {
         (WorkspaceId::generate(), WorkspaceId::generate())
     }
 
-    fn sizes(of: [(&WorkspaceId, u64); 2]) -> BTreeMap<WorkspaceId, u64> {
-        of.into_iter().map(|(id, mib)| (id.clone(), mib * MIB)).collect()
+    /// Looks with what is free and with two sizes, all in MiB.
+    fn looks(one: &WorkspaceId, other: &WorkspaceId) -> impl FnMut(u64, u64, u64) -> Vec<Step> + use<> {
+        let (mut judge, one, other) = (Judge::default(), one.clone(), other.clone());
+        move |free, first, second| {
+            let space = Space { total: 100_000 * MIB, free: free * MIB };
+            let sizes = [(one.clone(), Some(first * MIB)), (other.clone(), Some(second * MIB))].into();
+            judge.look(RESERVE, space, Some(&sizes), false)
+        }
     }
 
     #[test]
     fn who_took_the_space_stands_still_and_who_is_merely_large_goes_on() {
-        let (grows, large) = two();
-        let mut judge = Judge::default();
-        let mut look = |free, size| judge.look(RESERVE, space(free), &sizes([(&grows, size), (&large, 50_000)]));
-        assert_eq!(look(1_000, 10), vec![]);
-        assert_eq!(look(700, 20), vec![]);
-        assert_eq!(look(410, 310), vec![]);
-        assert_eq!(look(390, 330), vec![Step::Hold(grows.clone(), Hold::Writers)]);
+        let (grows, large) = ids();
+        let mut look = looks(&grows, &large);
+        assert_eq!(look(1_000, 10, 50_000), vec![]);
+        assert_eq!(look(700, 20, 50_000), vec![]);
+        assert_eq!(look(410, 310, 50_000), vec![]);
+        assert_eq!(look(390, 330, 50_000), vec![Step::Hold(grows.clone(), Hold::Writers)]);
         // What was on its way comes to an end.
-        assert_eq!(look(380, 340), vec![]);
-        assert_eq!(look(790, 10), vec![]);
-        assert_eq!(look(800, 10), vec![Step::Release]);
-        assert_eq!(look(800, 10), vec![]);
+        assert_eq!(look(380, 340, 50_000), vec![]);
+        assert_eq!(look(450, 270, 50_000), vec![]);
+        assert_eq!(look(800, 220, 50_000), vec![Step::Release(grows)]);
+        assert_eq!(look(800, 220, 50_000), vec![]);
+    }
+
+    #[test]
+    fn who_gave_back_what_it_took_goes_on_though_the_disk_is_as_full_as_before() {
+        let (grows, other) = ids();
+        let mut look = looks(&grows, &other);
+        look(600, 10, 40);
+        assert_eq!(look(390, 220, 40), vec![Step::Hold(grows.clone(), Hold::Writers)]);
+        assert_eq!(look(450, 160, 40), vec![]);
+        assert_eq!(look(600, 10, 40), vec![Step::Release(grows)]);
     }
 
     #[test]
     fn one_that_still_takes_space_stands_still_as_a_whole_before_the_ballast_is_given_back() {
-        let (grows, other) = two();
-        let mut judge = Judge::default();
-        let mut look = |free, size| judge.look(RESERVE, space(free), &sizes([(&grows, size), (&other, 40)]));
-        assert_eq!(look(700, 10), vec![]);
-        assert_eq!(look(390, 320), vec![Step::Hold(grows.clone(), Hold::Writers)]);
-        assert_eq!(look(99, 620), vec![Step::Hold(grows.clone(), Hold::All), Step::GiveBack]);
-        assert_eq!(look(499, 620), vec![]);
-        assert_eq!(look(900, 10), vec![Step::Release]);
+        let (grows, other) = ids();
+        let mut look = looks(&grows, &other);
+        assert_eq!(look(700, 10, 40), vec![]);
+        assert_eq!(look(390, 320, 40), vec![Step::Hold(grows.clone(), Hold::Writers)]);
+        assert_eq!(look(99, 620, 40), vec![Step::Hold(grows.clone(), Hold::All), Step::GiveBack]);
+        assert_eq!(look(499, 620, 40), vec![]);
+        assert_eq!(look(900, 10, 40), vec![Step::Release(grows)]);
     }
 
     #[test]
     fn all_of_it_taken_in_one_call_is_given_back_when_its_taker_stands_still() {
-        let (grows, other) = two();
-        let mut judge = Judge::default();
-        let mut look = |free, size| judge.look(RESERVE, space(free), &sizes([(&grows, size), (&other, 40)]));
-        look(5_000, 10);
-        assert_eq!(look(0, 1_510), vec![Step::Hold(grows.clone(), Hold::All), Step::GiveBack]);
+        let (grows, other) = ids();
+        let mut look = looks(&grows, &other);
+        look(5_000, 10, 40);
+        assert_eq!(look(0, 5_010, 40), vec![Step::Hold(grows.clone(), Hold::All), Step::GiveBack]);
     }
 
     #[test]
-    fn nobody_stands_still_for_what_someone_else_took() {
-        let (one, other) = two();
+    fn what_cannot_be_counted_in_time_stands_still_in_an_emergency_alone() {
+        let (hides, other) = ids();
         let mut judge = Judge::default();
-        let mut look = |free, sizes| judge.look(RESERVE, space(free), &sizes);
-        assert_eq!(look(700, sizes([(&one, 10), (&other, 40)])), vec![]);
-        assert_eq!(look(300, sizes([(&one, 40), (&other, 60)])), vec![]);
-        assert_eq!(look(50, sizes([(&one, 50), (&other, 70)])), vec![Step::GiveBack]);
+        let sizes: Sizes = [(hides.clone(), None), (other, Some(10 * MIB))].into();
+        let space = |free| Space { total: 100_000 * MIB, free: free * MIB };
+        assert_eq!(judge.look(RESERVE, space(300), Some(&sizes), false), vec![]);
+        let steps = judge.look(RESERVE, space(50), Some(&sizes), false);
+        assert_eq!(steps, vec![Step::Hold(hides, Hold::All), Step::GiveBack]);
+    }
+
+    #[test]
+    fn nobody_stands_still_for_what_someone_else_took_and_nothing_is_decided_without_sizes() {
+        let (one, other) = ids();
+        let mut look = looks(&one, &other);
+        assert_eq!(look(700, 10, 40), vec![]);
+        assert_eq!(look(300, 15, 44), vec![]);
+        assert_eq!(look(50, 16, 45), vec![Step::GiveBack]);
+        let space = Space { total: 100_000 * MIB, free: 0 };
+        assert_eq!(Judge::default().look(RESERVE, space, None, false), vec![]);
     }
 
     #[test]
     fn two_who_take_it_stand_still_one_after_the_other() {
-        let (one, other) = two();
+        let (one, other) = ids();
+        let mut look = looks(&one, &other);
+        look(790, 10, 10);
+        assert_eq!(look(390, 240, 180), vec![Step::Hold(one.clone(), Hold::Writers)]);
+        assert_eq!(look(350, 240, 220), vec![]);
+        assert_eq!(look(330, 240, 240), vec![Step::Hold(other.clone(), Hold::Writers)]);
+    }
+
+    #[test]
+    fn on_a_disk_that_is_never_empty_what_was_taken_over_days_is_held_against_nobody() {
+        let (slow, other) = ids();
         let mut judge = Judge::default();
-        let mut look = |free, sizes| judge.look(RESERVE, space(free), &sizes);
-        look(790, sizes([(&one, 10), (&other, 10)]));
-        assert_eq!(look(390, sizes([(&one, 240), (&other, 180)])), vec![Step::Hold(one.clone(), Hold::Writers)]);
-        assert_eq!(look(350, sizes([(&one, 240), (&other, 220)])), vec![]);
-        assert_eq!(look(330, sizes([(&one, 240), (&other, 240)])), vec![Step::Hold(other.clone(), Hold::Writers)]);
+        let look = |judge: &mut Judge, free: u64, size: u64| {
+            let sizes = [(slow.clone(), Some(size * MIB)), (other.clone(), Some(0))].into();
+            judge.look(RESERVE, Space { total: 100_000 * MIB, free: free * MIB }, Some(&sizes), true)
+        };
+        for minute in 0..1_000 {
+            assert_eq!(look(&mut judge, 700 - minute / 4, 1_000 + minute / 4), vec![], "{minute}");
+        }
+        assert_eq!(look(&mut judge, 390, 1_260), vec![]);
+    }
+
+    #[test]
+    fn one_that_is_to_go_goes_on() {
+        let (grows, other) = ids();
+        let mut judge = Judge::default();
+        let sizes = |size: u64| -> Sizes { [(grows.clone(), Some(size * MIB)), (other.clone(), Some(0))].into() };
+        let space = |free| Space { total: 100_000 * MIB, free: free * MIB };
+        judge.look(RESERVE, space(700), Some(&sizes(10)), false);
+        judge.look(RESERVE, space(300), Some(&sizes(410)), false);
+        assert_eq!(judge.held().len(), 1);
+        assert_eq!(judge.keep_only(|id| id == &other), vec![Step::Release(grows.clone())]);
+        assert!(judge.held().is_empty());
     }
 }

@@ -80,6 +80,9 @@ pub(super) async fn wait(
             _ = intents.changed() => {}
         }
     }
+    if let Some(held) = api.hub.room.holds_shell(&workspace.id) {
+        return Err(Problem::new(ProblemKind::Failed, held.reason, held.hint).into());
+    }
     let intent = intents.borrow().clone();
     // Namespaces that nothing used were let go: made again here, found again if they are there.
     let sandbox = sandbox::ensure(&api.hub.installation, &workspace.id, workspace.index, &intent.slug)

@@ -192,6 +192,7 @@ impl Own {
                 terminal: false,
                 source: None,
                 placed: false,
+                no_subvolumes: false,
             };
             let streams = [Stream::Null, Stream::Given(log()?.into()), Stream::Given(log()?.into())];
             entry.start(&words, &environment, streams, false)?.id()
