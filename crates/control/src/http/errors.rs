@@ -39,6 +39,9 @@ impl From<sqlx::Error> for Failure {
             )
             .into();
         }
+        if error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "22021") {
+            return Problem::invalid("a text has a character of code 0 in it", "leave it out").into();
+        }
         tracing::error!(%error, "a query failed");
         Problem::internal("a query of the control plane failed").into()
     }

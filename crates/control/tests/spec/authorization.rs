@@ -168,6 +168,28 @@ async fn a_workspace_acts_on_itself_alone_and_only_its_host_vouches_for_it() {
 }
 
 #[tokio::test]
+async fn a_name_that_no_name_can_be_is_not_found_and_no_failure_of_the_control_plane() {
+    let it = Installation::start().await;
+    it.open("ws", false).await;
+    for path in ["/v1/workspaces/ws%00", "/v1/workspaces/%00/usage", "/v1/projects/%00", "/v1/commands/cmd_%00"] {
+        let (status, _) = it.owner().raw(Method::GET, path, Vec::new().into()).await.expect("an answer");
+        assert_eq!(status, 404, "{path}");
+    }
+    for (path, body) in [
+        ("/v1/workspaces/open", json!({ "name": "a\0b", "create": true })),
+        ("/v1/workspaces/open", json!({ "name": "new", "from": "a\0b", "create": true })),
+        ("/v1/workspaces/ws/links", json!({ "service": "we\0b" })),
+    ] {
+        let (status, said) =
+            it.owner().raw(Method::POST, path, body.to_string().into_bytes().into()).await.expect("an answer");
+        assert!((400..500).contains(&status), "{path}: {status} {}", String::from_utf8_lossy(&said));
+    }
+    let (status, _) = it.owner().raw(Method::GET, "/v1/secrets?project=a%00b", Vec::new().into()).await.expect("one");
+    assert!((400..500).contains(&status), "{status}");
+    it.stop().await;
+}
+
+#[tokio::test]
 async fn a_developer_deletes_and_sees_the_usage_of_own_workspaces() {
     let it = Installation::start().await;
     let developer = it.client(Some(&it.person("developer").await));
