@@ -5,6 +5,7 @@ mod databases;
 mod exhaustion;
 mod hostile;
 mod neighbours;
+mod objects;
 mod world;
 
 use envforge_testkit::{fixture::Fixture, local::Local};

@@ -1,6 +1,7 @@
 //! Four workspaces that have everything, one installation for all tests of this folder that run at the same time: `a`, in
 //! which the attacks are tried, and whom they are aimed at: `b`, awake, of the same project; `c`, asleep, of another
-//! one; and `f`, a fork of `a` that was made when `a` held its secrets already. What each holds is its own name.
+//! one; and `f`, a fork of `a` that was made when `a` held its secrets already. What each holds is its own name; what it
+//! was given after that fork, which nobody else may ever have, is `only of` it.
 
 use envforge_testkit::{
     fixture::Fixture,
@@ -54,13 +55,29 @@ open('/workspace/secret', 'w').write('of NAME')
 tell(1)
 ";
 
-/// What it has of that.
+/// What each is given once the fork is there, which no other one has.
+const KEEP_ALONE: &str = r"
+import subprocess, smtplib
+from email.message import EmailMessage
+only = 'only of NAME'
+subprocess.run(['psql', os.environ['DATABASE_URL'], '-XAtqc', 'create table own as select %r::text' % only], check=True)
+subprocess.run(['redis-cli', 'set', 'own', only], check=True, stdout=subprocess.DEVNULL)
+s3.put_object(Bucket=bucket, Key='own', Body=only.encode())
+mail = EmailMessage()
+mail['From'], mail['To'], mail['Subject'] = 'a@example.com', 'b@example.com', only
+with smtplib.SMTP('localhost', 1025) as smtp: smtp.send_message(mail)
+open('/workspace/own', 'w').write(only)
+tell(1)
+";
+
+/// What it has of both. What it tried itself may lie in its own bucket.
 const KEPT: &str = r"
 import subprocess
-tell([subprocess.run(['psql', os.environ['DATABASE_URL'], '-XAtqc', 'table secret'], capture_output=True, text=True).stdout.strip(),
-      subprocess.run(['redis-cli', '--raw', 'get', 'secret'], capture_output=True, text=True).stdout.strip(),
-      [(o['Key'], s3.get_object(Bucket=bucket, Key=o['Key'])['Body'].read().decode()) for o in s3.list_objects_v2(Bucket=bucket)['Contents']],
-      open('/workspace/secret').read()])
+def said(*words): return subprocess.run(words, capture_output=True, text=True).stdout.strip()
+keys = [o['Key'] for o in s3.list_objects_v2(Bucket=bucket)['Contents'] if 'tried-by-NAME' not in o['Key']]
+tell([[said('psql', os.environ['DATABASE_URL'], '-XAtqc', 'table ' + name), said('redis-cli', '--raw', 'get', name),
+       open('/workspace/' + name).read()] for name in ('secret', 'own')]
+     + [[(key, s3.get_object(Bucket=bucket, Key=key)['Body'].read().decode()) for key in keys]])
 ";
 
 pub(crate) struct World {
@@ -113,6 +130,9 @@ impl World {
         }
         local.ok(&["fork", "a", "f"]);
         local.wait_healthy("f");
+        for workspace in ["a", "b", "c", "f"] {
+            stored.python(workspace, &KEEP_ALONE.replace("NAME", workspace));
+        }
         let env = ["a", "b", "c", "f"].map(|workspace| (workspace, stored.environment(workspace))).into();
         local.ok(&["sleep", "c", "--wait"]);
         Some(Self { stored, env })
@@ -135,9 +155,10 @@ impl World {
     pub(crate) fn unharmed(&self, workspaces: &[&str], after: &str) {
         for workspace in workspaces {
             let name = if *workspace == "f" { "a" } else { workspace };
-            let of = format!("of {name}");
-            let whole = serde_json::json!([of, of, [["secret", of]], of]);
-            assert_eq!(self.inside(workspace, KEPT), whole, "{workspace} after {after}");
+            let (of, own) = (format!("of {name}"), format!("only of {workspace}"));
+            let whole = serde_json::json!([[of, of, of], [own, own, own], [["own", own], ["secret", of]]]);
+            let kept = self.inside(workspace, &KEPT.replace("NAME", workspace));
+            assert_eq!(kept, whole, "{workspace} after {after}");
         }
     }
 
