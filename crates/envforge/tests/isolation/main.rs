@@ -6,6 +6,7 @@ mod exhaustion;
 mod hostile;
 mod neighbours;
 mod objects;
+mod sockets;
 mod world;
 
 use envforge_testkit::{fixture::Fixture, local::Local};
