@@ -213,7 +213,9 @@ impl Driver for Postgres {
         Box::pin(async {
             // The eighth line of postmaster.pid is what `pg_ctl --wait` reads; the first names the process it is about,
             // so that the file of an earlier run is not believed.
-            let text = fs::read_to_string(data_dir(context).join("postmaster.pid")).unwrap_or_default();
+            let theirs = files::Beneath::open(&context.sandbox.dir.join("data"));
+            let read = theirs.and_then(|data| data.read(Path::new("postgresql/postmaster.pid"), 4096));
+            let text = String::from_utf8(read.unwrap_or_default()).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let alive = lines.first().and_then(|l| l.trim().parse().ok()).is_some_and(|pid| context.sandbox.lives(pid));
             alive && lines.get(7).is_some_and(|line| line.trim() == "ready")
@@ -245,7 +247,7 @@ impl Driver for Postgres {
                 }
             };
             let failed = |e: sqlx::Error| trouble(doing, e, hint);
-            let door = Door::open(context).map_err(|e| trouble(doing, e, hint))?;
+            let door = Door::open(&context.sandbox).map_err(|e| trouble(doing, e, hint))?;
             let mut connection = match door.connect(&own, "postgres").await {
                 Ok(connection) => connection,
                 Err(_) => {
@@ -287,7 +289,7 @@ impl Driver for Postgres {
                 Ok(()) | Err(_) => {}
             }
             let Ok(own) = fs::read_to_string(password_path(context)) else { return Ok(()) };
-            let door = Door::open(context).map_err(|e| trouble(doing, e, hint))?;
+            let door = Door::open(&context.sandbox).map_err(|e| trouble(doing, e, hint))?;
             let wiped = async {
                 let mut connection = door.connect(&own, "postgres").await?;
                 sql::drop_everything(&mut connection).await?;
@@ -331,7 +333,7 @@ impl Watch for Sessions {
                 Some(connection) => connection,
                 None => {
                     let own = fs::read_to_string(password_path(&self.context)).ok()?;
-                    Door::open(&self.context).ok()?.connect(&own, "postgres").await.ok()?
+                    Door::open(&self.context.sandbox).ok()?.connect(&own, "postgres").await.ok()?
                 }
             };
             let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' \

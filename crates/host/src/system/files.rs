@@ -10,7 +10,7 @@ use std::{
     fs,
     io::{self, Read, Write},
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd, OwnedFd},
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
@@ -137,6 +137,12 @@ pub struct Beneath {
     path: PathBuf,
 }
 
+/// A path to what is open, for as long as it is: whatever becomes of the place that it was opened at.
+#[must_use]
+pub fn way_to(open: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()))
+}
+
 /// What may be opened beneath an untrusted root.
 const SAFE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
@@ -188,6 +194,15 @@ impl Beneath {
             return Err(wrong(&format!("it is larger than {limit} octets")));
         }
         Ok(bytes)
+    }
+
+    /// A socket itself, never what a link in its place leads to: [`way_to`] is where it can be connected to.
+    ///
+    /// # Errors
+    /// When it is missing or behind a link.
+    pub fn socket(&self, path: &Path) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::openat2(&self.root, path, flags, Mode::empty(), SAFE).map_err(|e| self.failed("open", path, e))
     }
 
     /// Whether a directory is there (not behind a link).
@@ -291,6 +306,23 @@ mod tests {
             ensure_dir_in_theirs(&theirs, 0o700, &own).expect("made, and there");
         }
         assert_eq!(fs::metadata(&theirs).expect("there").permissions().mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_socket_leads_to_no_other_one() {
+        use std::os::unix::net::{UnixListener, UnixStream};
+        let dir = tempfile::tempdir().expect("a directory");
+        let (theirs, other) = (dir.path().join("theirs"), dir.path().join("other"));
+        fs::create_dir(&theirs).expect("made");
+        let (_own, _others) = (UnixListener::bind(theirs.join("own")), UnixListener::bind(&other));
+        std::os::unix::fs::symlink(&other, theirs.join("link")).expect("linked");
+        let beneath = Beneath::open(&theirs).expect("open");
+        assert!(UnixStream::connect(theirs.join("link")).is_ok(), "it leads there for whoever follows it");
+        assert!(beneath.socket(Path::new("link")).is_err());
+        let socket = beneath.socket(Path::new("own")).expect("the socket");
+        fs::remove_file(theirs.join("own")).expect("removed");
+        std::os::unix::fs::symlink(&other, theirs.join("own")).expect("linked");
+        UnixStream::connect(way_to(&socket)).expect("the one that was opened, whatever is there now");
     }
 
     #[test]

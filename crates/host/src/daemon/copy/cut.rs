@@ -17,8 +17,9 @@ use crate::{
     supervise::{protocol::Ask, still},
     system::{
         SystemError,
+        accounts::Account,
         copying::{self, Mirror, Owners, Passed, Rules, Stop},
-        files,
+        files::{self, Beneath},
         sandbox::Sandbox,
         share,
     },
@@ -31,7 +32,7 @@ use envforge_api::{
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -246,7 +247,7 @@ impl<'a> Copy<'a> {
             Ok(()) | Err(_) => system(error),
         };
         if self.plan.parts.iter().any(|part| part.how == How::Backup) {
-            self.backup = Some(Backup::begin(&self.job.sandbox.dir).await?);
+            self.backup = Some(Backup::begin(&self.job.sandbox).await?);
         }
         for (_, mirror) in self.mirrors.iter_mut().filter(|(how, _)| *how == How::Backup) {
             mirror.pass(None, stop).map_err(system)?;
@@ -288,18 +289,17 @@ impl<'a> Copy<'a> {
                 .map_err(|e| Trouble::new(format!("cannot read the database's log: {e}"), "try again"))?;
             let left: Vec<String> = left.into_iter().filter(|name| *name <= finished.last).collect();
             self.copy_segments(&left)?;
-            self.put(&Path::new(DATABASE).join("backup_label"), finished.label.as_bytes()).map_err(system)?;
-            let control = Path::new(DATABASE).join("global").join("pg_control");
-            let read = whole(&self.job.sandbox.dir.join(&control))
-                .map_err(|e| Trouble::new(format!("cannot read the database's control file: {e}"), "try again"))?;
-            self.put(&control, &read).map_err(system)?;
+            self.put(Path::new("postgresql/backup_label"), finished.label.as_bytes()).map_err(system)?;
+            let control = Path::new("postgresql/global/pg_control");
+            let read = whole(&theirs(&self.job.sandbox)?, control).map_err(system)?;
+            self.put(control, &read).map_err(system)?;
             self.backup = Some(backup);
         }
         for (how, mirror) in &mut self.mirrors {
             match how {
                 How::Backup => {}
                 How::Passes => drop(mirror.pass(None, &|| false).map_err(system)?),
-                How::Written => written(&self.job.sandbox.dir, mirror)?,
+                How::Written => written(&theirs(&self.job.sandbox)?, mirror)?,
             }
         }
         if let Some(objects) = &mut self.objects {
@@ -329,14 +329,13 @@ impl<'a> Copy<'a> {
     }
 
     fn copy_segments(&mut self, names: &[String]) -> Result<u64, Trouble> {
-        let wal = Path::new(DATABASE).join("pg_wal");
+        let (data, wal) = (theirs(&self.job.sandbox)?, Path::new("postgresql/pg_wal"));
         let mut bytes = 0;
         for name in names {
             if self.segments.contains(name) {
                 continue;
             }
-            let read = fs::read(self.job.sandbox.dir.join(&wal).join(name));
-            let read = read.map_err(|e| Trouble::new(format!("cannot read the database's log: {e}"), "try again"))?;
+            let read = data.read(&wal.join(name), LARGEST).map_err(system)?;
             bytes += read.len() as u64;
             self.put(&wal.join(name), &read).map_err(system)?;
             self.segments.insert(name.clone());
@@ -344,22 +343,23 @@ impl<'a> Copy<'a> {
         Ok(bytes)
     }
 
-    /// Writes a file of the cluster's copy, as the owner of its directory.
+    /// Writes a file of the data's copy, as the owner of the cluster's directory: links that were copied are not followed.
     fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), SystemError> {
-        let at = self.job.target.join(path);
-        let write = || -> io::Result<()> {
-            fs::write(&at, bytes)?;
-            fs::set_permissions(&at, fs::Permissions::from_mode(0o600))?;
-            if rustix::process::geteuid().is_root() {
-                let owner = fs::metadata(self.job.target.join(DATABASE))?;
-                let (uid, gid) =
-                    (std::os::unix::fs::MetadataExt::uid(&owner), std::os::unix::fs::MetadataExt::gid(&owner));
-                chown(&at, Some(uid), Some(gid))?;
-            }
-            Ok(())
-        };
-        write().map_err(|e| SystemError::new(format!("write {}", path.display()), e).on_disk(&self.job.target))
+        let doing = |e| SystemError::new(format!("write {}", path.display()), e).on_disk(&self.job.target);
+        let about = fs::symlink_metadata(self.job.target.join(DATABASE)).map_err(doing)?;
+        let owner = Account { name: String::new(), uid: about.uid(), gid: about.gid() };
+        Beneath::open(&self.job.target.join(DATA))?.write(path, bytes, 0o600, &owner)
     }
+}
+
+/// Largest segment of a database's log.
+const LARGEST: u64 = 1 << 30;
+/// What is read of small files at most.
+const SMALL: u64 = 1 << 20;
+
+/// The data of a workspace: its resource user may have put anything anywhere in it.
+fn theirs(sandbox: &Sandbox) -> Result<Beneath, Trouble> {
+    Beneath::open(&sandbox.dir.join(DATA)).map_err(system)
 }
 
 /// The control file is written while it is read; it is taken when nothing changed between two looks.
@@ -367,10 +367,10 @@ fn is_left_out_of_backup(path: &Path) -> bool {
     backup::is_left_out(path) || path == Path::new("global/pg_control")
 }
 
-fn whole(path: &Path) -> io::Result<Vec<u8>> {
-    let mut last = fs::read(path)?;
+fn whole(data: &Beneath, path: &Path) -> Result<Vec<u8>, SystemError> {
+    let mut last = data.read(path, SMALL)?;
     loop {
-        let again = fs::read(path)?;
+        let again = data.read(path, SMALL)?;
         if again == last {
             return Ok(again);
         }
@@ -403,13 +403,13 @@ async fn redis_has_written(sandbox: &Sandbox) -> Result<(), Trouble> {
 }
 
 /// Redis may exchange its files while they are copied, when it has rewritten its log: then they are copied again.
-fn written(dir: &Path, mirror: &mut Mirror) -> Result<(), Trouble> {
+fn written(data: &Beneath, mirror: &mut Mirror) -> Result<(), Trouble> {
     const LOOKS: usize = 5;
-    let manifest = dir.join(REDIS).join("appendonlydir").join("appendonly.aof.manifest");
-    let mut before = fs::read(&manifest).ok();
+    let manifest = Path::new("redis/appendonlydir/appendonly.aof.manifest");
+    let mut before = data.read(manifest, SMALL).ok();
     for _ in 0..LOOKS {
         mirror.pass(None, &|| false).map_err(system)?;
-        let after = fs::read(&manifest).ok();
+        let after = data.read(manifest, SMALL).ok();
         if before == after {
             return Ok(());
         }

@@ -6,6 +6,7 @@
 use super::{DIR, arguments, program};
 use crate::system::{
     enter::{As, Entry, base_environment},
+    files::{self, Beneath},
     sandbox::{DATA, Sandbox},
     spawn::{Process, Stream},
 };
@@ -17,12 +18,11 @@ use envforge_api::{
 };
 use hyper::{Method, body::Bytes};
 use nix::{sys::signal::Signal, unistd::Pid};
-use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
-    path::PathBuf,
+    os::fd::OwnedFd,
+    path::Path,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -44,8 +44,8 @@ const LONGEST: &str = "30";
 #[derive(Debug)]
 pub struct Reading {
     client: Client,
-    /// The way to the socket, however long the path of the home is.
-    _door: OwnedFd,
+    /// The way to the socket, however long the path of the home is and whatever is put in its place.
+    _socket: OwnedFd,
     /// Ends with this.
     _server: Option<Server>,
 }
@@ -70,19 +70,23 @@ fn failed(doing: &str, error: impl std::fmt::Display, hint: &str) -> Problem {
 /// # Errors
 /// When nothing can read it: no program, no answer.
 pub async fn open(sandbox: &Sandbox) -> Result<Option<Reading>, Problem> {
-    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = sandbox.dir.join("data").join(DIR);
-    let door = match rustix::fs::open(&dir, flags, Mode::empty()) {
-        Ok(door) => door,
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
-        Err(error) => return Err(failed("open the inbox", io::Error::from(error), "look at the disk")),
+    let theirs = match Beneath::open(&dir) {
+        Ok(theirs) => theirs,
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("open the inbox", error, "look at the disk")),
     };
-    let way = PathBuf::from(format!("/proc/self/fd/{}", door.as_raw_fd()));
-    let client = |socket: &str| Client::new(Endpoint::Unix(way.join(socket)), None);
-    if UnixStream::connect(way.join(SOCKET)).await.is_ok() {
-        return Ok(Some(Reading { client: client(SOCKET), _door: door, _server: None }));
+    // The directory is its server's user's, whose links must not lead the host to the inbox of another workspace.
+    let reached = async |name: &str| {
+        let socket = theirs.socket(Path::new(name)).ok()?;
+        let way = files::way_to(&socket);
+        UnixStream::connect(&way).await.ok()?;
+        Some((Client::new(Endpoint::Unix(way), None), socket))
+    };
+    if let Some((client, socket)) = reached(SOCKET).await {
+        return Ok(Some(Reading { client, _socket: socket, _server: None }));
     }
-    if !way.join("mailpit.db").exists() {
+    if !dir.join("mailpit.db").exists() {
         return Ok(None);
     }
     // Two who read at once have one each.
@@ -100,14 +104,17 @@ pub async fn open(sandbox: &Sandbox) -> Result<Option<Reading>, Problem> {
         .map_err(|e| failed("read the inbox", &e, "is the workspace at its limit of processes?"))?;
     let server = Server(process);
     let begun = Instant::now();
-    while UnixStream::connect(way.join(&inbox)).await.is_err() {
+    let (client, socket) = loop {
+        if let Some(reached) = reached(&inbox).await {
+            break reached;
+        }
         if begun.elapsed() > PATIENCE {
             let hint = "wake the workspace and try again; its log `mail` may say why";
             return Err(failed("read the inbox", "mailpit does not answer", hint));
         }
         sleep(Duration::from_millis(2)).await;
-    }
-    Ok(Some(Reading { client: client(&inbox), _door: door, _server: Some(server) }))
+    };
+    Ok(Some(Reading { client, _socket: socket, _server: Some(server) }))
 }
 
 #[derive(Debug, Deserialize)]

@@ -5,6 +5,7 @@
 //! however it ends, the cluster forgets them.
 
 use super::{Door, password_of, trouble};
+use crate::system::sandbox::Sandbox;
 use envforge_api::states::Trouble;
 use sqlx::{Connection, PgConnection, Row};
 use std::{
@@ -39,13 +40,14 @@ fn failed(error: impl std::fmt::Display) -> Trouble {
 }
 
 impl Backup {
-    /// Begins, for the workspace at `dir`. From here on files may be copied in any order.
+    /// Begins. From here on files may be copied in any order.
     ///
     /// # Errors
     /// When the cluster does not answer or refuses.
-    pub async fn begin(dir: &Path) -> Result<Self, Trouble> {
+    pub async fn begin(sandbox: &Sandbox) -> Result<Self, Trouble> {
+        let dir = &sandbox.dir;
         let own = password_of(dir).map_err(failed)?;
-        let door = Door::at(dir).map_err(failed)?;
+        let door = Door::open(sandbox).map_err(failed)?;
         let mut connection = door.connect(&own, "postgres").await.map_err(failed)?;
         let version: String =
             sqlx::query_scalar("SHOW server_version_num").fetch_one(&mut connection).await.map_err(failed)?;

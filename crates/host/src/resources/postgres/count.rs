@@ -35,7 +35,7 @@ pub(super) async fn tables(context: &Context, until: Instant) -> Option<Holds> {
     let (mut tables, mut more) = (Vec::new(), 0);
     for share in &context.shares {
         let field = |name: &str| share.fields.get(name).map(Secret::expose).unwrap_or_default();
-        let door = Door::open(context).ok()?;
+        let door = Door::open(&context.sandbox).ok()?;
         let connect = |database: String| door.connect_as(field("user"), field("password"), database);
         let mut connection = in_time(until, connect(field("name").to_owned())).await?;
         let databases: Vec<String> = in_time(until, sqlx::query_scalar(DATABASES).fetch_all(&mut connection)).await?;

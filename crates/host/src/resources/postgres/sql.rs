@@ -1,35 +1,58 @@
 //! The superuser's way to a cluster, and what is said there.
 
 use super::{SOCKET, SUPERUSER, trouble};
-use crate::resources::Context;
+use crate::system::{
+    files::{self, Beneath},
+    sandbox::Sandbox,
+};
 use envforge_api::{resource::ResourceKind, states::Trouble};
 use rustix::fs::{Mode, OFlags};
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use std::{
-    io,
-    os::fd::{AsRawFd, OwnedFd},
-    path::Path,
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 /// The way to the cluster's socket, however long the path of the home is; it holds for as long as this is kept.
+///
+/// The socket is in a directory of the cluster's user. A link that is put in its place must not lead the superuser to
+/// another cluster of the machine: what is connected to is the socket that was opened, and clients, who want a directory
+/// and give the name themselves, get one of our own with a link to it.
 #[derive(Debug)]
-pub(super) struct Door(OwnedFd);
+pub(super) struct Door {
+    directory: OwnedFd,
+    _socket: OwnedFd,
+    at: PathBuf,
+}
+
+fn name_of_socket() -> String {
+    format!(".s.PGSQL.{}", ResourceKind::Database.port())
+}
 
 impl Door {
-    pub(super) fn open(context: &Context) -> io::Result<Self> {
-        Self::at(&context.sandbox.dir)
-    }
-
-    /// That of the workspace at `dir`.
-    pub(super) fn at(dir: &Path) -> io::Result<Self> {
+    pub(super) fn open(sandbox: &Sandbox) -> io::Result<Self> {
+        let theirs = Beneath::open(&sandbox.dir.join("data")).map_err(|e| e.source)?;
+        let socket = theirs.socket(&Path::new(SOCKET).join(name_of_socket())).map_err(|e| e.source)?;
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let at = sandbox.run.join(format!("door-{}-{number}", std::process::id()));
+        // One of this name is left of a process that was killed.
+        clear(&at);
+        files::ensure_dir(&at, 0o700).map_err(|e| e.source)?;
+        let made = std::os::unix::fs::symlink(files::way_to(&socket), at.join(name_of_socket()));
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let path = dir.join("data").join(SOCKET);
-        Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
+        let opened = made.and_then(|()| Ok(rustix::fs::open(&at, flags, Mode::empty())?));
+        if opened.is_err() {
+            clear(&at);
+        }
+        Ok(Self { directory: opened?, _socket: socket, at })
     }
 
     pub(super) async fn connect(&self, password: &str, database: &str) -> Result<PgConnection, sqlx::Error> {
-        let directory = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        PgConnection::connect_with(&options(&directory, password, database)).await
+        let directory = files::way_to(&self.directory);
+        PgConnection::connect_with(&options(&directory.to_string_lossy(), password, database)).await
     }
 
     /// As a role of the workspace, to read.
@@ -39,7 +62,7 @@ impl Door {
         password: &str,
         database: String,
     ) -> Result<PgConnection, sqlx::Error> {
-        let directory = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let directory = files::way_to(&self.directory);
         let options = PgConnectOptions::new_without_pgpass()
             .socket(directory)
             .port(ResourceKind::Database.port())
@@ -50,6 +73,18 @@ impl Door {
             .application_name("envforge")
             .options([("default_transaction_read_only", "on")]);
         PgConnection::connect_with(&options).await
+    }
+}
+
+fn clear(at: &Path) {
+    // What stays is gone with the workspace.
+    let _ = fs::remove_file(at.join(name_of_socket()));
+    let _ = fs::remove_dir(at);
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        clear(&self.at);
     }
 }
 
