@@ -49,9 +49,7 @@ impl Drop for Held {
 fn connections_that_a_workspace_opens_and_leaves_take_no_storage_from_another_and_its_own_is_back_afterwards() {
     let Some(world) = World::get() else { return };
     let local = world.local();
-    let mut up = local.command(&["up", "e", "-c", "--no-attach"]);
-    assert!(up.env("ENVFORGE_PROJECT", "mine").status().expect("envforge runs").success());
-    local.wait_healthy("e");
+    world.open("e");
     let noted = fs::read_to_string(local.workspace_dir("e").join("state/supervisor.pid")).expect("its supervisor");
     let supervisor = noted.split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("a pid");
     let before = descriptors(supervisor);

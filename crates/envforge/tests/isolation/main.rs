@@ -4,8 +4,10 @@
 mod databases;
 mod exhaustion;
 mod hostile;
+mod mail;
 mod neighbours;
 mod objects;
+mod redis;
 mod sockets;
 mod world;
 

@@ -146,6 +146,13 @@ impl World {
         &self.env[workspace][name]
     }
 
+    /// A further workspace of the project of `a` and `b`, awake, for a test that breaks it: it removes it in the end.
+    pub(crate) fn open(&self, workspace: &str) {
+        let mut up = self.local().command(&["up", workspace, "-c", "--no-attach"]);
+        assert!(up.env("ENVFORGE_PROJECT", "mine").output().expect("envforge runs").status.success());
+        self.local().wait_healthy(workspace);
+    }
+
     /// Runs a script of Python as a process of a service of `workspace`; what it tells.
     pub(crate) fn inside(&self, workspace: &str, script: &str) -> Value {
         self.stored.python(workspace, script)
