@@ -4,6 +4,7 @@
 mod databases;
 mod exhaustion;
 mod hostile;
+mod links;
 mod mail;
 mod neighbours;
 mod objects;
