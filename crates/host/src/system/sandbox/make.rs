@@ -192,6 +192,10 @@ impl Trees {
     }
 }
 
+/// Terminals that programs of a workspace may have open at once: the machine has 4096, of which the kernel keeps 1024 for
+/// itself and the host.
+const TERMINALS: u32 = 256;
+
 pub(super) fn mounts(plan: &Plan, trees: &Trees) -> Result<()> {
     let user = &plan.sandbox.accounts.user;
     read_only("/")?;
@@ -228,6 +232,9 @@ pub(super) fn mounts(plan: &Plan, trees: &Trees) -> Result<()> {
         fresh("mqueue", "/dev/mqueue", quiet | MsFlags::MS_NOEXEC, "")?;
     }
     let system = quiet | MsFlags::MS_NOEXEC;
+    // Devices are what this one is for: terminals that programs inside open, so many that a machine's stay for others.
+    let terminals = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    fresh("devpts", "/dev/pts", terminals, &format!("newinstance,ptmxmode=0666,mode=0620,max={TERMINALS}"))?;
     fresh("proc", "/proc", system, "hidepid=2")?;
     // In a container the host's own /sys may be all there is; it is the host's then, read by its permissions.
     let _ = fresh("sysfs", "/sys", system | MsFlags::MS_RDONLY, "");
