@@ -56,6 +56,12 @@ pub fn lives(pid: i32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| !matches!(rest.trim_start().chars().next(), Some('Z' | 'X') | None))
 }
 
+fn parent_of(pid: i32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').nth(1).unwrap_or_default().to_owned());
+    after.and_then(|parent| parent.parse().ok()).unwrap_or_default()
+}
+
 fn words_of(pid: i32) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     line.split(|b| *b == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
@@ -150,8 +156,7 @@ impl Local {
         cgroup_of(&self.id())
     }
 
-    /// Pids below a control group of the installation, such as `w0/runtime/services/web`; a server's main process
-    /// comes first.
+    /// Pids below a control group of the installation, such as `w0/runtime/services/web`.
     #[must_use]
     pub fn pids_in(&self, group: &str) -> Vec<i32> {
         let mut pids = Vec::new();
@@ -172,7 +177,10 @@ impl Local {
     /// When it does not run.
     #[must_use]
     pub fn server(&self, index: u32, name: &str) -> i32 {
-        *self.pids_in(&format!("w{index}/runtime/resources/{name}")).first().unwrap_or_else(|| panic!("no {name}"))
+        let pids = self.pids_in(&format!("w{index}/runtime/resources/{name}"));
+        // Not the lowest: numbers begin anew when the machine has given all of them.
+        let is_main = |pid: &&i32| !pids.contains(&parent_of(**pid));
+        *pids.iter().find(is_main).unwrap_or_else(|| panic!("no {name}"))
     }
 
     /// The machine loses power: nothing of the installation runs on, nobody has time to write anything down, and what
