@@ -4,7 +4,7 @@ use super::world::World;
 use serde_json::json;
 
 /// Statements that would reach a file, a program, a library, another role or the cluster's settings.
-const REACHES_OUT: [&str; 25] = [
+const REACHES_OUT: [&str; 26] = [
     "copy (select 1) to program 'id'",
     "copy secret from program 'id'",
     "copy (select 1) to '/tmp/of-postgres'",
@@ -29,6 +29,7 @@ const REACHES_OUT: [&str; 25] = [
     "set role envforge",
     "select rolpassword from pg_authid",
     "create server files foreign data wrapper file_fdw",
+    "create server other foreign data wrapper postgres_fdw options (host 'localhost')",
     "select get_raw_page('pg_authid', 0)",
 ];
 
@@ -121,6 +122,20 @@ fn whoever_has_a_whole_cluster_is_still_in_its_workspace_and_reaches_no_other() 
     local.inside_ok("a", &format!("cat > /tmp/probe.sh <<'END'\n{probes}\nEND\nchmod 644 /tmp/probe.sh"));
     let sql = "create temp table said(t text); copy said from program 'bash /tmp/probe.sh'; table said";
     let (went, said) = world.as_superuser("a", "a", sql);
+    // Nor by the wrapper for clusters elsewhere, with the password that opens it here.
+    let password = std::fs::read_to_string(local.workspace_dir("a").join("state/postgresql.password")).expect("it");
+    let by_wrapper = |host: &str| {
+        let sql = format!(
+            "begin; create server other foreign data wrapper postgres_fdw options (host '{host}', dbname 'app', connect_timeout '2'); \
+             create user mapping for envforge server other options (user 'envforge', password '{}'); \
+             create foreign table there(t text) server other options (table_name 'secret'); table there; rollback",
+            password.trim()
+        );
+        world.as_superuser("a", "a", &sql)
+    };
+    assert_eq!(by_wrapper("localhost"), (true, "of a".into()), "it works");
+    let (reached, told) = by_wrapper(&world.address("b"));
+    assert!(!reached && told.contains("could not connect"), "{told}");
     let about = std::fs::metadata(format!("/proc/{pid}")).expect("the server");
     let network = std::fs::read_link(format!("/proc/{pid}/ns/net")).expect("its network");
     let own = format!("end as {} in {}", std::os::unix::fs::MetadataExt::uid(&about), network.display());
