@@ -42,6 +42,12 @@ pub(crate) async fn connect(options: PgConnectOptions) -> Result<PgPool, Problem
     let pool = PgPoolOptions::new()
         .max_connections(16)
         .acquire_timeout(Duration::from_secs(10))
+        .after_connect(|connection, _| {
+            // Planning a look at one workspace takes ten times as long as the look. Each statement here goes by keys, so
+            // that one plan is right for all values: it is made once for a connection and not, as by default, six times.
+            let generic = sqlx::query("SET plan_cache_mode = force_generic_plan");
+            Box::pin(async move { generic.execute(connection).await.map(drop) })
+        })
         .connect_lazy_with(options.clone());
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     let mut pause = Duration::from_millis(20);
