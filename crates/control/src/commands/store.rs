@@ -112,15 +112,6 @@ pub(crate) async fn under_way(db: impl PgExecutor<'_>, workspace: &WorkspaceId) 
     Ok(open.into_iter().map(|c| UnderWay { id: c.id, kind: c.kind, order: c.order }).collect())
 }
 
-/// Runs that have not ended.
-pub(crate) async fn runs_under_way(
-    db: impl PgExecutor<'_>,
-    workspace: &WorkspaceId,
-) -> Result<Vec<CommandId>, Failure> {
-    let open = open(db, workspace).await?;
-    Ok(open.into_iter().filter(|c| c.kind == CommandKind::RunCommand).map(|c| c.id).collect())
-}
-
 /// Ends the unfinished records of these kinds as superseded.
 pub(crate) async fn supersede(
     tx: &mut PgConnection,

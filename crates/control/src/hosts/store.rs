@@ -55,13 +55,15 @@ pub(crate) async fn announce(tx: &mut PgConnection, host: &HostId) -> Result<(),
 /// The next position in a host's intents. Holds the host's row until the commit, so that positions are in the order
 /// of commits.
 pub(crate) async fn next_intent(tx: &mut PgConnection, host: &HostId) -> Result<IntentSeq, Failure> {
-    let seq: i64 =
-        sqlx::query_scalar("UPDATE hosts SET intent_seq = intent_seq + 1 WHERE id = $1 RETURNING intent_seq")
-            .bind(host.as_str())
-            .fetch_one(&mut *tx)
-            .await?;
-    announce(tx, host).await?;
-    Ok(IntentSeq(small(seq)))
+    let row = sqlx::query(
+        "WITH moved AS (UPDATE hosts SET intent_seq = intent_seq + 1 WHERE id = $1 RETURNING intent_seq)
+         SELECT intent_seq, pg_notify($2, $1) FROM moved",
+    )
+    .bind(host.as_str())
+    .bind(CHANNEL)
+    .fetch_one(tx)
+    .await?;
+    Ok(IntentSeq(small(row.try_get("intent_seq")?)))
 }
 
 /// The boot of the newest registration.

@@ -111,7 +111,7 @@ pub(crate) async fn within(
     if *request == Request::Delete {
         links::store::end_all(&mut *tx, &row.id).await?;
     }
-    end_others(&mut *tx, row, &decision).await?;
+    end_others(&mut *tx, row, &decision, &under_way).await?;
     let id = CommandId::generate();
     let order = request.order();
     let done = decision.record == Record::Reached;
@@ -148,13 +148,19 @@ fn situation<'a>(row: &'a Row, under_way: &'a [UnderWay]) -> Situation<'a> {
     }
 }
 
-async fn end_others(tx: &mut PgConnection, row: &Row, decision: &Decision<'_>) -> Result<(), Failure> {
-    if !decision.supersedes.is_empty() {
+async fn end_others(
+    tx: &mut PgConnection,
+    row: &Row,
+    decision: &Decision<'_>,
+    under_way: &[UnderWay],
+) -> Result<(), Failure> {
+    // The row is locked: nobody adds one meanwhile.
+    if under_way.iter().any(|known| decision.supersedes.contains(&known.kind)) {
         commands::store::supersede(&mut *tx, &row.id, decision.supersedes).await?;
     }
     if decision.cancels_runs {
-        for run in commands::store::runs_under_way(&mut *tx, &row.id).await? {
-            commands::cancel::within(&mut *tx, row, &run).await?;
+        for run in under_way.iter().filter(|known| known.kind == CommandKind::RunCommand) {
+            commands::cancel::within(&mut *tx, row, &run.id).await?;
         }
     }
     Ok(())
