@@ -177,7 +177,7 @@ pub(crate) async fn receipt(tx: &mut PgConnection, id: &CommandId, receipt: &[Re
 
 /// Records that the host was handed these workspaces' intents at their generations. The host is not kept waiting for
 /// the disk: after a crash of the database a record may show one attempt too few.
-pub(crate) async fn delivered(pool: &PgPool, workspaces: &[&str], generations: &[i64]) -> Result<(), Failure> {
+pub(crate) async fn delivered(pool: &PgPool, workspaces: &[String], generations: &[i64]) -> Result<(), Failure> {
     sqlx::query(
         "WITH soon AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
          UPDATE commands c SET attempt = attempt + 1, state = CASE state WHEN 'queued' THEN 'delivered' ELSE state END

@@ -87,9 +87,30 @@ where
     T: Send + 'static,
     F: for<'t> FnOnce(&'t mut PgConnection) -> InTransaction<'t, T> + Send + 'static,
 {
+    write_as(pool, "BEGIN", work).await
+}
+
+/// The same without waiting for the disk. It is there for good once anything that commits later by [`write`] is: the
+/// database's log is one. Nothing may be acknowledged before that.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) async fn write_with_next<T, F>(pool: &PgPool, work: F) -> Result<T, Failure>
+where
+    T: Send + 'static,
+    F: for<'t> FnOnce(&'t mut PgConnection) -> InTransaction<'t, T> + Send + 'static,
+{
+    write_as(pool, "BEGIN; SET LOCAL synchronous_commit = off", work).await
+}
+
+async fn write_as<T, F>(pool: &PgPool, begin: &'static str, work: F) -> Result<T, Failure>
+where
+    T: Send + 'static,
+    F: for<'t> FnOnce(&'t mut PgConnection) -> InTransaction<'t, T> + Send + 'static,
+{
     let pool = pool.clone();
     let task = tokio::spawn(async move {
-        let mut transaction = pool.begin().await?;
+        let mut transaction = pool.begin_with(begin).await?;
         let done = work(&mut transaction).await;
         match done {
             Ok(value) => {

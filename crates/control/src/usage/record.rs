@@ -14,7 +14,8 @@ use envforge_api::{
 use sqlx::{Connection, PgConnection};
 use std::collections::HashSet;
 
-/// Stores readings in order and returns the names of all that are stored now.
+/// Stores readings in order and returns the names of all that are stored now. The disk is not waited for: they may be
+/// acknowledged once something that was written later is kept.
 ///
 /// # Errors
 /// Only the database's: the host then sends them again.
@@ -29,9 +30,9 @@ pub(crate) async fn store_all(
         stored.push((reading.instance.clone(), reading.n));
         let workspace = reading.workspace.clone();
         let host = host.clone();
-        let shown =
-            db::write(&app.pool, move |tx| Box::pin(async move { store_one(tx, &host, &reading).await })).await?;
-        if shown {
+        let store =
+            db::write_with_next(&app.pool, move |tx| Box::pin(async move { store_one(tx, &host, &reading).await }));
+        if store.await? {
             changed.insert(workspace);
         }
     }

@@ -1,12 +1,15 @@
 //! The meter: a reading counts once, sessions never overlap, contradictions block nothing.
 
-use crate::support::{host::Host, installation::Installation};
+use crate::support::{
+    host::{Host, report},
+    installation::Installation,
+};
 use envforge_api::{
-    host::SyncRequest,
+    host::{Phase, SyncRequest, WorkspaceReport},
     ids::{RuntimeInstanceId, WorkspaceId},
     project::RuntimeSize,
     public::UsageReport,
-    states::BillingState,
+    states::{BillingState, RuntimeState},
     time::{BootId, BootMillis},
     usage::Reading,
 };
@@ -66,6 +69,33 @@ async fn readings_sent_twice_count_once_and_the_end_closes_the_session() {
     let ended = closed.sessions[0].ended_at.expect("an end");
     assert_eq!(ended.duration_since(closed.sessions[0].started_at).as_millis(), 12_500);
     assert_eq!(it.view("ws").await.billing.state, BillingState::Off);
+    it.stop().await;
+}
+
+#[tokio::test]
+async fn readings_are_on_disk_before_they_are_acknowledged_with_a_report_or_without() {
+    let (it, mut host, ws) = begin().await;
+    let rt = RuntimeInstanceId::generate();
+    let position = async || -> String {
+        let sql = "SELECT pg_current_wal_insert_lsn()::text";
+        sqlx::query_scalar(sql).fetch_one(&it.pool).await.expect("a position")
+    };
+    let is_kept_beyond = async |position: String| -> bool {
+        let sql = "SELECT pg_current_wal_flush_lsn() > $1::text::pg_lsn";
+        sqlx::query_scalar(sql).bind(position).fetch_one(&it.pool).await.expect("an answer")
+    };
+    let before = position().await;
+    host.readings(vec![reading(&ws, &rt, 0, 0)]).await;
+    assert!(is_kept_beyond(before).await, "alone");
+
+    let news = report(&ws, 1, RuntimeState::Waking, Phase::Working);
+    host.report(news.clone()).await;
+    // It has the number of the one before it: old news, which is not written.
+    let sent = SyncRequest { reports: vec![WorkspaceReport { seq: 1, ..news }], ..host.request(0) };
+    let before = position().await;
+    let sent = SyncRequest { readings: vec![reading(&ws, &rt, 1, 5_000)], ..sent };
+    assert_eq!(host.send(&sent).await.expect("an answer").stored_readings, [(rt, 1)]);
+    assert!(is_kept_beyond(before).await, "beside a report that changes nothing");
     it.stop().await;
 }
 
