@@ -25,6 +25,9 @@ use tokio::time::{Instant, timeout_at};
 const LOOK: Duration = Duration::from_secs(1);
 /// A long transaction keeps the position where it is, and everything after it is told again: not more often than so.
 const AGAIN: Duration = Duration::from_millis(50);
+/// How long changes of workspaces are gathered before they are told. Each comes in the middle of a wake or a sleep, whose
+/// steps would wait for the processors while gateways are told of the one before.
+const TOGETHER: Duration = Duration::from_millis(25);
 
 /// One reading.
 ///
@@ -35,7 +38,7 @@ pub(super) async fn feed(app: &App, organization: &OrganizationId, since: u64, w
     let deadline = Instant::now() + Duration::from_millis(u64::from(wait_ms.min(MAX_PARK_MS)));
     let (mut seq, mut news);
     loop {
-        bell.mark_unchanged();
+        let urgently = bell.borrow_and_update().urgently;
         (seq, news) = store::look(&app.pool, organization, since).await?;
         // A position that has not come yet is one of a database that was put back.
         if since == 0 || since > seq || Instant::now() >= deadline || app.stopping.is_cancelled() {
@@ -45,8 +48,14 @@ pub(super) async fn feed(app: &App, organization: &OrganizationId, since: u64, w
             break;
         }
         let look = (Instant::now() + if news { AGAIN } else { LOOK }).min(deadline);
+        let due = async {
+            if timeout_at(look, bell.changed()).await.is_ok() {
+                let gathered = (Instant::now() + TOGETHER).min(deadline);
+                let _ = timeout_at(gathered, bell.wait_for(|rung| rung.urgently != urgently)).await;
+            }
+        };
         tokio::select! {
-            _ = timeout_at(look, bell.changed()) => {}
+            () = due => {}
             () = app.stopping.cancelled() => {}
         }
         if news {

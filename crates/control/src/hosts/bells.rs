@@ -18,7 +18,15 @@ pub(crate) struct Bells {
     hosts: Tower<HostId>,
     workspaces: Tower<WorkspaceId>,
     leases: Tower<CommandId>,
-    feed: watch::Sender<u64>,
+    feed: watch::Sender<Rung>,
+}
+
+/// How often the feed's bell was rung.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rung {
+    all: u64,
+    /// Times at which gateways have to hear at once.
+    pub(crate) urgently: u64,
 }
 
 #[derive(Debug)]
@@ -77,19 +85,24 @@ impl Bells {
     }
 
     /// Hears of everything that gateways are told.
-    pub(crate) fn feed(&self) -> watch::Receiver<u64> {
+    pub(crate) fn feed(&self) -> watch::Receiver<Rung> {
         self.feed.subscribe()
     }
 
     /// A link was revoked, or keys changed.
     pub(crate) fn ring_feed(&self) {
-        self.feed.send_modify(|count| *count += 1);
+        self.feed.send_modify(|rung| *rung = Rung { all: rung.all + 1, urgently: rung.urgently + 1 });
+    }
+
+    /// Gateways have something to hear that can wait a moment.
+    pub(crate) fn ring_feed_soon(&self) {
+        self.feed.send_modify(|rung| rung.all += 1);
     }
 
     /// What the workspace shows changed.
     pub(crate) fn ring_workspace(&self, id: &WorkspaceId) {
         self.workspaces.ring(id);
-        self.ring_feed();
+        self.ring_feed_soon();
     }
 
     /// Something may have been missed: everyone looks.

@@ -35,7 +35,11 @@ async fn listen(app: &App) -> Result<(), sqlx::Error> {
         match notification.as_ref().map(|notification| notification.payload()) {
             Some(FEED) => {}
             Some(payload) => match payload.parse() {
-                Ok(host) => app.bells.ring_host(&host),
+                Ok(host) => {
+                    app.bells.ring_host(&host);
+                    app.bells.ring_feed_soon();
+                    continue;
+                }
                 Err(_) => app.bells.ring_everyone(),
             },
             // The connection was lost and made again.

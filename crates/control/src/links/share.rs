@@ -143,6 +143,7 @@ pub(crate) async fn revoke(app: &App, allowed: &Allowed, id: &str) -> Result<Lin
     })
     .await?;
     app.bells.ring_workspace(&workspace);
+    app.bells.ring_feed();
     Ok(view)
 }
 
