@@ -10,7 +10,7 @@ use envforge_api::{
     command::ActReport,
     generation::{HostEpoch, IntentSeq},
     host::{
-        Capacity, DesiredShell, HostRole, MAX_PARK_MS, RegisterAnswer, RegisterRequest, SyncAnswer, SyncRequest,
+        Capacity, DesiredShell, HostRole, MAX_PARK_MS, Phase, RegisterAnswer, RegisterRequest, SyncAnswer, SyncRequest,
         Traffic, WorkspaceReport,
     },
     ids::{CommandId, WorkspaceId},
@@ -250,14 +250,19 @@ async fn tell(hub: &Arc<Hub>, client: &Client, epoch: HostEpoch, position: &Atom
     }
 }
 
-/// How long the steps of a wake are gathered before they are told: each alone would take from the processors what the
-/// starting services need.
-const TOGETHER: Duration = Duration::from_millis(50);
+/// How long the steps of a wake or a sleep are gathered before they are told: each alone would take from the processors and
+/// the disk what starts or stops needs, and the end would wait for the step before it to be told. Most wakes and sleeps
+/// are over by then.
+const TOGETHER: Duration = Duration::from_millis(200);
 
-/// Whether someone may wait for what a report says beyond the last one: everything but the steps of a wake.
+/// Whether someone may wait for what a report says beyond the last one: everything but the steps of a wake or a sleep.
 fn is_awaited(told: Option<&WorkspaceReport>, now: &WorkspaceReport) -> bool {
-    let waking = now.runtime.stated.state == RuntimeState::Waking && now.start.is_none();
-    !waking || told.is_none_or(|told| told.shell != now.shell)
+    let on_its_way = match now.runtime.stated.state {
+        RuntimeState::Waking => now.start.is_none(),
+        RuntimeState::Sleeping => now.runtime.phase == Phase::Working,
+        RuntimeState::Asleep | RuntimeState::Awake | RuntimeState::Frozen | RuntimeState::Failed => false,
+    };
+    !on_its_way || told.is_none_or(|told| told.shell != now.shell)
 }
 
 /// A removed workspace is forgotten once the control plane knows.
@@ -282,5 +287,36 @@ fn forget_recorded(hub: &Hub, sent: &[ActReport], answer: &SyncAnswer) {
         && let Err(error) = hub.ledger().note(|host| done.iter().for_each(|id| drop(host.finished.remove(id))))
     {
         tracing::error!(%error, "recorded commands cannot be taken out of the ledger");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::{intents::Unkept, plan::tests::intent, report::blank};
+    use envforge_api::{
+        host::{LayerReport, StartVerdict},
+        states::{Stated, Trouble},
+    };
+
+    fn report(state: RuntimeState, phase: Phase, start: Option<StartVerdict>) -> WorkspaceReport {
+        let trouble = Trouble::new("no space", "free some");
+        let of = blank(&Unkept { intent: intent(2, true), trouble, since: Timestamp::now() });
+        WorkspaceReport { runtime: LayerReport { stated: Stated::plain(state, Timestamp::now()), phase }, start, ..of }
+    }
+
+    #[test]
+    fn steps_of_a_wake_or_a_sleep_are_told_together_and_what_someone_waits_for_at_once() {
+        let failed = || Phase::Failed { trouble: Trouble::new("no space", "free some") };
+        let told = report(RuntimeState::Awake, Phase::Settled, None);
+        let known = |now: WorkspaceReport| {
+            is_awaited(Some(&WorkspaceReport { shell: now.shell.clone(), ..told.clone() }), &now)
+        };
+        assert!(!known(report(RuntimeState::Waking, Phase::Working, None)));
+        assert!(!known(report(RuntimeState::Sleeping, Phase::Working, None)));
+        assert!(known(report(RuntimeState::Waking, Phase::Working, Some(StartVerdict::Succeeded))));
+        assert!(known(report(RuntimeState::Sleeping, failed(), None)));
+        assert!(known(report(RuntimeState::Asleep, Phase::Settled, None)));
+        assert!(is_awaited(None, &report(RuntimeState::Waking, Phase::Working, None)), "nothing of it is known");
     }
 }

@@ -60,7 +60,7 @@ fn held(mut report: WorkspaceReport, trouble: Option<Trouble>) -> WorkspaceRepor
 }
 
 /// A workspace of which this host has nothing.
-fn blank(unkept: &Unkept) -> WorkspaceReport {
+pub(super) fn blank(unkept: &Unkept) -> WorkspaceReport {
     let shell = Stated::plain(ShellState::Absent, unkept.since);
     let runtime = Stated::plain(RuntimeState::Asleep, unkept.since);
     WorkspaceReport {
