@@ -7,7 +7,7 @@
 pub mod inbox;
 
 use super::{
-    Context, Driver, Watch, find_program,
+    Context, Driver, Quiet, Watch, find_program,
     rest::{self, Look, Rest},
 };
 use crate::system::{files, sandbox::DATA};
@@ -114,8 +114,9 @@ impl Driver for Mailpit {
         Box::pin(std::future::ready(()))
     }
 
-    fn count<'a>(&'a self, context: &'a Context, until: Instant) -> LocalBoxFuture<'a, Option<Holds>> {
+    fn count<'a>(&'a self, context: &'a Context, quiet: Quiet<'a>) -> LocalBoxFuture<'a, Option<Holds>> {
         Box::pin(async move {
+            let until = quiet.await;
             let asked = async {
                 match inbox::open(&context.sandbox).await.ok()? {
                     Some(inbox) => inbox.total().await.ok(),

@@ -120,9 +120,9 @@ pub trait Driver: std::fmt::Debug {
     /// Asks its main process to end in the way that keeps everything acknowledged; the caller waits for the end.
     fn stop<'a>(&'a self, context: &'a Context, pid: Pid) -> LocalBoxFuture<'a, ()>;
 
-    /// What it holds, counted while it serves and no service uses it, until then at most. What is not counted by then is said
-    /// to be not counted; `None` when the server does not say anything.
-    fn count<'a>(&'a self, context: &'a Context, until: Instant) -> LocalBoxFuture<'a, Option<Holds>>;
+    /// What it holds, counted once it is quiet and while it serves. What is not counted in time is said to be not counted;
+    /// `None` when the server does not say anything.
+    fn count<'a>(&'a self, context: &'a Context, quiet: Quiet<'a>) -> LocalBoxFuture<'a, Option<Holds>>;
 
     /// What lies on disk of it while no server runs on it. Waits for the disk.
     fn at_rest(&self, context: &Context, until: Instant) -> Look;
@@ -136,6 +136,10 @@ pub trait Driver: std::fmt::Debug {
     /// Who can say what its sessions do; `None` for a server whose sessions are no work.
     fn watch(&self, context: &Context) -> Option<Box<dyn Watch>>;
 }
+
+/// Resolves when no service uses a server any more, with the moment until which it may be counted at most. What leads to
+/// the server may be got ready before.
+pub type Quiet<'a> = LocalBoxFuture<'a, Instant>;
 
 /// Asks a server again and again, at next to no cost to the runtime that is judged by what it uses.
 pub trait Watch: std::fmt::Debug {

@@ -8,7 +8,7 @@ mod count;
 mod sql;
 pub mod template;
 
-use super::{Context, Driver, Watch, find_program, rest::Look};
+use super::{Context, Driver, Quiet, Watch, find_program, rest::Look};
 use crate::system::{disk, files, sandbox::DATA, share};
 use envforge_api::{
     names::{ServiceName, short_hash},
@@ -305,8 +305,8 @@ impl Driver for Postgres {
         Box::pin(std::future::ready(()))
     }
 
-    fn count<'a>(&'a self, context: &'a Context, until: Instant) -> LocalBoxFuture<'a, Option<Holds>> {
-        Box::pin(count::tables(context, until))
+    fn count<'a>(&'a self, context: &'a Context, quiet: Quiet<'a>) -> LocalBoxFuture<'a, Option<Holds>> {
+        Box::pin(count::tables(context, quiet))
     }
 
     fn at_rest(&self, context: &Context, until: Instant) -> Look {

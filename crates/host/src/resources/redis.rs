@@ -6,7 +6,7 @@
 mod evict;
 
 use super::{
-    Context, Driver, Watch, find_program,
+    Context, Driver, Quiet, Watch, find_program,
     rest::{self, Look},
 };
 use crate::system::{files, sandbox::DATA};
@@ -212,8 +212,9 @@ impl Driver for Redis {
         })
     }
 
-    fn count<'a>(&'a self, _context: &'a Context, until: Instant) -> LocalBoxFuture<'a, Option<Holds>> {
+    fn count<'a>(&'a self, _context: &'a Context, quiet: Quiet<'a>) -> LocalBoxFuture<'a, Option<Holds>> {
         Box::pin(async move {
+            let until = quiet.await;
             let keys = tokio::time::timeout_at(until.into(), keys()).await.ok()?.ok()?;
             Some(Holds::Keys { keys: Some(keys), octets: None, digest: None })
         })

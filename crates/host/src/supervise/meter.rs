@@ -121,10 +121,10 @@ impl Meter {
         self.closed.as_deref()
     }
 
-    /// Whether there are readings that no last one follows: of this supervisor, or of one before it.
+    /// Whether there are readings that no last one follows on disk: of this supervisor, or of one before it.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.closed.is_none() && self.next > 0
+        !self.pending.is_empty() || self.closed.is_none() && self.next > 0
     }
 
     /// Takes a reading now.
@@ -133,7 +133,8 @@ impl Meter {
     /// When the disk refuses; the reading is kept in memory then.
     pub fn checkpoint(&mut self) -> io::Result<()> {
         let oldest = self.group.pids().into_iter().filter_map(boot::process_started).min();
-        self.take(oldest, None)
+        self.take(oldest, None);
+        self.write()
     }
 
     /// Takes the last reading: every process is gone. Called again, it only writes what is not on disk yet.
@@ -141,25 +142,31 @@ impl Meter {
     /// # Errors
     /// When the disk refuses; the reading is kept in memory then.
     pub fn end(&mut self, reason: &str) -> io::Result<()> {
-        self.take(None, Some(reason.to_owned()))
+        self.close(reason);
+        self.write()
     }
 
-    fn take(
-        &mut self,
-        oldest_process: Option<envforge_api::time::BootMillis>,
-        ended: Option<String>,
-    ) -> io::Result<()> {
-        if self.closed.is_none() {
-            self.closed.clone_from(&ended);
-            if self.pending.len() == MOST_PENDING {
-                // The newest says all that the one before it says, but for the seconds between the two.
-                self.pending.pop_back();
-                self.next -= 1;
-            }
-            let reading = Reading { n: self.next, at: boot::now(), oldest_process, ended, ..self.template.clone() };
-            self.pending.push_back(reading);
-            self.next += 1;
+    /// Takes the last reading and leaves writing it to [`Self::end`], for who has something to write before.
+    pub fn close(&mut self, reason: &str) {
+        self.take(None, Some(reason.to_owned()));
+    }
+
+    fn take(&mut self, oldest_process: Option<envforge_api::time::BootMillis>, ended: Option<String>) {
+        if self.closed.is_some() {
+            return;
         }
+        self.closed.clone_from(&ended);
+        if self.pending.len() == MOST_PENDING {
+            // The newest says all that the one before it says, but for the seconds between the two.
+            self.pending.pop_back();
+            self.next -= 1;
+        }
+        let reading = Reading { n: self.next, at: boot::now(), oldest_process, ended, ..self.template.clone() };
+        self.pending.push_back(reading);
+        self.next += 1;
+    }
+
+    fn write(&mut self) -> io::Result<()> {
         while let Some(reading) = self.pending.front() {
             append(&self.path, reading)?;
             self.pending.pop_front();
@@ -195,6 +202,29 @@ mod tests {
         assert_eq!(all.iter().map(|r| r.n).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(all[2].ended.as_deref(), Some("asked"));
         assert!(!open().is_open());
+    }
+
+    #[test]
+    fn a_last_reading_that_is_written_later_tells_of_the_moment_at_which_it_was_taken() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        fs::create_dir(dir.path().join("meter")).expect("mkdir");
+        let (instance, workspace) = (RuntimeInstanceId::generate(), WorkspaceId::generate());
+        let (boot, group) = (BootId("b".into()), Group::default());
+        let mut meter =
+            Meter::open(dir.path(), &instance, &boot, &workspace, RuntimeSize::Small, "up", &group).expect("meter");
+        meter.checkpoint().expect("reading");
+        meter.close("asked");
+        let taken = boot::now();
+        assert!(meter.is_open(), "it is not written yet");
+        while boot::now() == taken {
+            std::thread::yield_now();
+        }
+        meter.end("later").expect("written");
+        let all = read(&path_of(dir.path(), &instance)).expect("read");
+        assert_eq!(all.len(), 2);
+        assert_eq!(all[1].ended.as_deref(), Some("asked"));
+        assert!(all[1].at <= taken);
+        assert!(!meter.is_open());
     }
 
     #[test]

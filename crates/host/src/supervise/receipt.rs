@@ -19,7 +19,10 @@ use crate::{
         Context, Driver,
         rest::{Compared, Look, Rest},
     },
-    system::{SystemError, files},
+    system::{
+        SystemError,
+        files::{self, Beside},
+    },
 };
 use envforge_api::{
     ids::RuntimeInstanceId,
@@ -30,11 +33,13 @@ use envforge_api::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+use tokio::{sync::oneshot, task::JoinHandle};
 
 /// How long all servers together may take to tell what they hold.
 const COUNTING: Duration = Duration::from_millis(500);
@@ -43,12 +48,12 @@ const LOOKING: Duration = Duration::from_millis(250);
 
 /// What is kept of one server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Part {
+pub(super) struct Part {
     manifest: Manifest,
     rest: Option<Rest>,
 }
 
-type Parts = BTreeMap<String, Part>;
+pub(super) type Parts = BTreeMap<String, Part>;
 
 /// `state/slept.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -127,6 +132,8 @@ pub(super) struct Receipts {
     dir: PathBuf,
     woke: Woke,
     slept: Option<Parts>,
+    /// What was taken down at the end is not written yet.
+    unwritten: bool,
 }
 
 /// A server whose files do not say that it is as it was: it is asked when it answers.
@@ -141,7 +148,7 @@ impl Receipts {
         // Only one that is asleep but for its last word finds its own.
         let slept = read::<Slept>(&slept_path(&dir)).filter(|slept| slept.instance == instance);
         let woke = Woke { instance, before: Parts::new(), unclean: false, checks: BTreeMap::new() };
-        Self { dir, woke, slept: slept.map(|slept| slept.servers) }
+        Self { dir, woke, slept: slept.map(|slept| slept.servers), unwritten: false }
     }
 
     /// Before the first server is started.
@@ -233,7 +240,7 @@ pub(super) async fn look(shared: &Shared, driver: &dyn Driver, context: &Context
     if before.is_none() && !unclean {
         return None;
     }
-    let found = at_rest(server, context).await;
+    let found = at_rest(server, context.clone()).await.unwrap_or(Look::Unknown);
     let note = |verdict, findings| shared.receipts.borrow_mut().note(server, verdict, findings);
     let Some(before) = before else {
         if let Look::Found(_) = found {
@@ -271,7 +278,7 @@ pub(super) async fn ask(shared: &Shared, driver: &dyn Driver, context: &Context,
     let server = driver.name();
     let before = shared.receipts.borrow().woke.before.get(server).map(|part| part.manifest.holds.clone());
     let Some(before) = before else { return };
-    let now = count(driver, context).await.map(|manifest| manifest.holds);
+    let now = count(driver, context, std::future::ready(())).await.map(|manifest| manifest.holds);
     let check = judge(suspect.findings, &before, now.as_ref());
     let said = match check.verdict {
         Verdict::Differs => Some((LogLevel::Error, difference(&check))),
@@ -309,54 +316,78 @@ fn judge(mut findings: Vec<String>, before: &Holds, now: Option<&Holds>) -> Chec
     }
 }
 
-/// What a server holds that nothing uses, within the bound.
-pub(super) async fn count(driver: &dyn Driver, context: &Context) -> Option<Manifest> {
-    let (taken_at, begun) = (Timestamp::now(), Instant::now());
-    let until = begun + COUNTING;
-    // A driver that does not keep to it is given up with what it knows.
-    let holds = tokio::time::timeout_at(until.into(), driver.count(context, until - Duration::from_millis(10))).await;
+/// What a server holds once nothing uses it, within the bound.
+pub(super) async fn count(driver: &dyn Driver, context: &Context, quiet: impl Future<Output = ()>) -> Option<Manifest> {
+    let begun = Cell::new(None);
+    let (say, said) = oneshot::channel();
+    let quiet = async {
+        quiet.await;
+        let now = Instant::now();
+        begun.set(Some((Timestamp::now(), now)));
+        let _ = say.send(());
+        now + COUNTING - Duration::from_millis(10)
+    };
+    let over = async {
+        // The other end goes only with what is counted.
+        let _ = said.await;
+        tokio::time::sleep(COUNTING).await;
+    };
+    let holds = tokio::select! {
+        holds = driver.count(context, Box::pin(quiet)) => holds,
+        // A driver that does not keep to it is given up with what it knows.
+        () = over => None,
+    };
+    let (taken_at, begun) = begun.get()?;
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Some(Manifest { taken_at, took_ms, holds: holds.ok()?? })
+    Some(Manifest { taken_at, took_ms, holds: holds? })
 }
 
-async fn at_rest(server: &'static str, context: &Context) -> Look {
-    let context = context.clone();
+/// Looks at the files of a server, on a thread of its own.
+pub(super) fn at_rest(server: &'static str, context: Context) -> JoinHandle<Look> {
     let until = Instant::now() + LOOKING;
-    let looked = tokio::task::spawn_blocking(move || {
+    tokio::task::spawn_blocking(move || {
         driver_of(server).map_or(Look::Unknown, |driver| driver.at_rest(&context, until))
-    });
-    looked.await.unwrap_or(Look::Unknown)
+    })
 }
 
-/// Keeps what servers held that are gone now.
-pub(super) async fn keep(shared: &Shared, counted: Vec<(&'static str, Context, Manifest)>) {
-    let mut servers = Parts::new();
-    for (server, context, mut manifest) in counted {
-        let rest = match at_rest(server, &context).await {
-            Look::Found(rest) => Some(rest),
-            Look::Gone | Look::Unknown => None,
-        };
-        if let Some(rest) = &rest {
-            complete(&mut manifest.holds, rest);
-        }
-        servers.insert(server.to_owned(), Part { manifest, rest });
+/// What a server held that is gone now, and what lies on disk of it.
+pub(super) async fn rest(server: &'static str, context: &Context, mut manifest: Manifest) -> Part {
+    let rest = match at_rest(server, context.clone()).await {
+        Ok(Look::Found(rest)) => Some(rest),
+        Ok(Look::Gone | Look::Unknown) | Err(_) => None,
+    };
+    if let Some(rest) = &rest {
+        complete(&mut manifest.holds, rest);
     }
-    let (dir, bytes) = {
-        let receipts = shared.receipts.borrow();
+    Part { manifest, rest }
+}
+
+impl Receipts {
+    /// Takes down what servers held, each of which is gone now.
+    pub(super) fn take(&mut self, mut servers: Parts) {
         // One that nobody needed this time is still as it was.
-        for (server, part) in &receipts.woke.before {
-            if !receipts.woke.checks.contains_key(server) {
+        for (server, part) in &self.woke.before {
+            if !self.woke.checks.contains_key(server) {
                 servers.entry(server.clone()).or_insert_with(|| part.clone());
             }
         }
-        let slept = Slept { instance: receipts.woke.instance.clone(), servers: servers.clone() };
-        (receipts.dir.clone(), serde_json::to_vec(&slept).unwrap_or_default())
-    };
-    if let Err(error) = files::write_durably(&slept_path(&dir), &bytes, 0o600) {
-        let text = format!("what data services hold could not be kept ({error}): the next wake compares nothing");
-        shared.logs.system(LogLevel::Warn, &text);
+        self.slept = Some(servers);
+        self.unwritten = true;
     }
-    shared.receipts.borrow_mut().slept = Some(servers);
+
+    /// What was taken down and is not written yet, beside its place.
+    ///
+    /// # Errors
+    /// When the disk refuses; it is not tried again, and the next wake compares nothing.
+    pub(super) fn beside(&mut self) -> Result<Option<Beside>, SystemError> {
+        if !std::mem::take(&mut self.unwritten) {
+            return Ok(None);
+        }
+        let servers = self.slept.clone().unwrap_or_default();
+        let slept = Slept { instance: self.woke.instance.clone(), servers };
+        let bytes = serde_json::to_vec(&slept).unwrap_or_default();
+        Beside::write(&slept_path(&self.dir), &bytes, 0o600).map(Some)
+    }
 }
 
 /// What only its files tell.

@@ -18,7 +18,13 @@ use super::{
 };
 use crate::{
     resources::Watch,
-    system::{SystemError, boot, cgroup::Limits, disk, files, sandbox::Sandbox},
+    system::{
+        SystemError, boot,
+        cgroup::Limits,
+        disk,
+        files::{self, Beside},
+        sandbox::Sandbox,
+    },
 };
 use envforge_api::{
     generation::Generation,
@@ -452,11 +458,10 @@ impl Runtime {
             last_sleep: Some(sleep.clone()),
             ..Activity::default()
         };
-        if self.metering || self.meter.is_open() {
-            let dir = &self.shared.sandbox.dir;
-            self.meter.end(reason).map_err(|e| SystemError::new("write the last reading", e).on_disk(dir))?;
+        let metered = self.metering || self.meter.is_open();
+        if metered {
+            self.meter.close(reason);
         }
-        self.note(LogLevel::Info, &format!("asleep ({reason})"));
         self.mark_stopped();
         self.servers_stopped();
         let mut snapshot = self.snapshot();
@@ -470,7 +475,27 @@ impl Runtime {
         };
         let bytes = serde_json::to_vec(&ended)
             .map_err(|e| SystemError::new("describe the end", io::Error::new(io::ErrorKind::InvalidData, e)))?;
-        files::write_durably(&self.shared.sandbox.dir.join("state").join("ended.json"), &bytes, 0o600)?;
+        let dir = self.shared.sandbox.dir.clone();
+        let path = dir.join("state").join("ended.json");
+        let ended = Beside::write(&path, &bytes, 0o600)?;
+        let slept = self.shared.receipts.borrow_mut().beside();
+        // The disk takes both in the time of one. Each is in its place before what relies on it is written.
+        let (slept, synced) = std::thread::scope(|threads| {
+            let slept = threads.spawn(|| slept.and_then(|slept| slept.map(|s| s.sync().map(|()| s)).transpose()));
+            let synced = ended.sync();
+            (slept.join().unwrap_or(Ok(None)), synced)
+        });
+        if let Err(error) = slept.and_then(|slept| slept.map_or(Ok(()), Beside::put)) {
+            let text = format!("what data services hold could not be kept ({error}): the next wake compares nothing");
+            self.note(LogLevel::Warn, &text);
+        }
+        synced?;
+        if metered {
+            self.meter.end(reason).map_err(|e| SystemError::new("write the last reading", e).on_disk(&dir))?;
+        }
+        self.note(LogLevel::Info, &format!("asleep ({reason})"));
+        ended.put()?;
+        files::keep_names(&path)?;
         // The end of this socket is what tells the daemon.
         let _ = std::fs::remove_file(self.shared.sandbox.supervisor_socket());
         Ok(())

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::system::sandbox::Sandbox;
 use envforge_api::{stream::LogLevel, time::Timestamp};
+use futures_util::FutureExt;
 use std::{rc::Rc, time::Duration};
 
 /// What a service gets to end while it fills the disk that others need.
@@ -49,26 +50,35 @@ impl Runtime {
                     }
                 }
             };
-            tokio::join!(stop("services"), stop("runs"), stop("setup"));
-            if for_disk {
-                // They may have been made to stand still: what they served is gone, and they have to hear that they should end.
-                thaw(&shared.sandbox);
+            let quiet = async {
+                tokio::join!(stop("services"), stop("runs"), stop("setup"));
+                if for_disk {
+                    // They may have been made to stand still: what they served is gone, and they have to hear that they
+                    // should end.
+                    thaw(&shared.sandbox);
+                }
             }
+            .shared();
             let ends = servers.iter().map(async |(server, context, serves)| {
                 let manifest = match server::driver_of(server) {
                     // What fills the disk ends without being counted.
-                    Some(driver) if *serves && !for_disk => receipt::count(driver.as_ref(), context).await,
+                    Some(driver) if *serves && !for_disk => {
+                        receipt::count(driver.as_ref(), context, quiet.clone()).await
+                    }
                     Some(_) | None => None,
                 };
+                // Whatever came of counting: services are ended before the servers they write to.
+                quiet.clone().await;
                 server::stop(&shared, server, context).await;
-                Some((*server, context.clone(), manifest?))
+                Some(((*server).to_owned(), receipt::rest(server, context, manifest?).await))
             });
             let counted = futures_util::future::join_all(ends).await.into_iter().flatten().collect();
+            quiet.await;
             process::end(&groups.runtime).await;
             for (server, _, _) in &servers {
                 server::drain_output(&shared, server);
             }
-            receipt::keep(&shared, counted).await;
+            shared.receipts.borrow_mut().take(counted);
             shared.tell(Event::Gone { reason });
         });
     }

@@ -74,21 +74,77 @@ pub fn ensure_dir_in_theirs(path: &Path, mode: u32, owner: &Account) -> Result<(
 /// # Errors
 /// When the disk refuses; the old content is then still there.
 pub fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".new");
-    let beside = path.with_file_name(name);
-    let write = || -> io::Result<()> {
-        let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&beside)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&beside, path)?;
-        if let Some(parent) = path.parent() {
-            fs::File::open(parent)?.sync_all()?;
-        }
+    let new = Beside::write(path, bytes, mode)?;
+    new.sync()?;
+    new.put()?;
+    keep_names(path)
+}
+
+/// The new content of a file, beside it until it is put in its place: the steps of [`write_durably`], for who has several
+/// files that the disk may take at once. Dropped before, it is gone.
+#[derive(Debug)]
+pub struct Beside {
+    file: fs::File,
+    beside: PathBuf,
+    path: PathBuf,
+    put: bool,
+}
+
+impl Beside {
+    /// Writes it, whether or not it is on disk.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<Self> {
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(".new");
+        let beside = path.with_file_name(name);
+        let write = || {
+            let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&beside)?;
+            file.set_permissions(fs::Permissions::from_mode(mode))?;
+            file.write_all(bytes)?;
+            Ok(file)
+        };
+        let file = write().map_err(|e| not_written(path, &beside, e))?;
+        Ok(Self { file, beside, path: path.to_owned(), put: false })
+    }
+
+    /// Waits until it is on disk.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| not_written(&self.path, &self.beside, e))
+    }
+
+    /// Puts it in its place; that it is there is on disk after [`keep_names`].
+    ///
+    /// # Errors
+    /// When the disk refuses; the old content is then still there.
+    pub fn put(mut self) -> Result<()> {
+        fs::rename(&self.beside, &self.path).map_err(|e| not_written(&self.path, &self.beside, e))?;
+        self.put = true;
         Ok(())
-    };
-    write().map_err(|e| not_written(path, &beside, e))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if !self.put {
+            let _ = fs::remove_file(&self.beside);
+        }
+    }
+}
+
+/// Waits until the names in the directory of a file are on disk.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn keep_names(path: &Path) -> Result<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    fs::File::open(parent)
+        .and_then(|parent| parent.sync_all())
+        .map_err(|e| SystemError::new(format!("write {}", path.display()), e).on_disk(path))
 }
 
 /// Writes a file as a whole without waiting for the disk: for what can be made again.
@@ -288,6 +344,22 @@ impl Beneath {
 mod tests {
     use super::*;
     use crate::system::accounts;
+
+    #[test]
+    fn new_content_takes_its_place_as_a_whole_or_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("f");
+        let names = || fs::read_dir(dir.path()).expect("read").count();
+        write_durably(&path, b"old", 0o600).expect("written");
+        drop(Beside::write(&path, b"new", 0o600).expect("written"));
+        assert_eq!((fs::read(&path).expect("read").as_slice(), names()), (&b"old"[..], 1));
+        let new = Beside::write(&path, b"new", 0o640).expect("written");
+        new.sync().expect("synced");
+        assert_eq!(fs::read(&path).expect("read"), b"old");
+        new.put().expect("put");
+        assert_eq!((fs::read(&path).expect("read").as_slice(), names()), (&b"new"[..], 1));
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o640);
+    }
 
     #[test]
     fn a_link_in_the_place_of_a_directory_is_followed_for_no_account() {

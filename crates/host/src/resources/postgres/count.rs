@@ -5,7 +5,7 @@
 
 use super::{data_dir, sql::Door};
 use crate::resources::{
-    Context,
+    Context, Quiet,
     rest::{self, Look, Rest},
 };
 use envforge_api::{
@@ -30,14 +30,18 @@ const TABLES: &str = "SELECT n.nspname || '.' || c.relname, quote_ident(n.nspnam
                           AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') \
                       ORDER BY c.relpages, 1 LIMIT $1";
 
-/// Counts every table of the workspace, until then at most. `None` when the cluster does not answer.
-pub(super) async fn tables(context: &Context, until: Instant) -> Option<Holds> {
+/// Counts every table of the workspace once it is quiet. `None` when the cluster does not answer.
+pub(super) async fn tables(context: &Context, quiet: Quiet<'_>) -> Option<Holds> {
     let (mut tables, mut more) = (Vec::new(), 0);
+    let (mut first, until) = early(context, quiet).await;
     for share in &context.shares {
         let field = |name: &str| share.fields.get(name).map(Secret::expose).unwrap_or_default();
         let door = Door::open(&context.sandbox).ok()?;
         let connect = |database: String| door.connect_as(field("user"), field("password"), database);
-        let mut connection = in_time(until, connect(field("name").to_owned())).await?;
+        let mut connection = match first.take() {
+            Some(connection) => connection,
+            None => in_time(until, connect(field("name").to_owned())).await?,
+        };
         let databases: Vec<String> = in_time(until, sqlx::query_scalar(DATABASES).fetch_all(&mut connection)).await?;
         for database in databases {
             if database != field("name") {
@@ -47,6 +51,22 @@ pub(super) async fn tables(context: &Context, until: Instant) -> Option<Holds> {
         }
     }
     Some(Holds::Tables { wal: None, tables, more })
+}
+
+/// The first connection, made while services end, since that takes longer than counting a few tables. Where they had all
+/// that the cluster gives, it is tried again without them.
+async fn early(context: &Context, mut quiet: Quiet<'_>) -> (Option<PgConnection>, Instant) {
+    let connecting = async {
+        let share = context.shares.first()?;
+        let field = |name: &str| share.fields.get(name).map(Secret::expose).unwrap_or_default();
+        let door = Door::open(&context.sandbox).ok()?;
+        door.connect_as(field("user"), field("password"), field("name").to_owned()).await.ok()
+    };
+    tokio::pin!(connecting);
+    tokio::select! {
+        connection = &mut connecting => (connection, quiet.await),
+        until = &mut quiet => (tokio::time::timeout_at(until.into(), connecting).await.ok().flatten(), until),
+    }
 }
 
 /// Adds what a database holds; returns how many tables are not named.

@@ -16,7 +16,7 @@ pub mod s3;
 mod sealed;
 pub mod users;
 
-use super::{Context, Driver, Watch, rest::Look};
+use super::{Context, Driver, Quiet, Watch, rest::Look};
 use envforge_api::{receipt::Holds, resource::ResourceKind, states::Trouble};
 use futures_util::future::LocalBoxFuture;
 pub use keys::{Bucket, Keyring, Keys};
@@ -128,8 +128,9 @@ impl Driver for Storage {
         Box::pin(std::future::ready(()))
     }
 
-    fn count<'a>(&'a self, context: &'a Context, until: Instant) -> LocalBoxFuture<'a, Option<Holds>> {
+    fn count<'a>(&'a self, context: &'a Context, quiet: Quiet<'a>) -> LocalBoxFuture<'a, Option<Holds>> {
         Box::pin(async move {
+            let until = quiet.await;
             let place = Place::of(&context.sandbox);
             let listed = async {
                 let mut all = Vec::new();
