@@ -184,7 +184,7 @@ impl Seat {
     /// When it does not answer.
     pub async fn resume(&mut self) {
         let prepared = supervisor::prepare(&self.sandbox, &self.description()).expect("a supervisor");
-        let process = prepared.begin().await.expect("begun");
+        let process = prepared.begin().await;
         let reached = timeout(PATIENCE, async {
             loop {
                 match supervisor::connect(&self.sandbox).await {

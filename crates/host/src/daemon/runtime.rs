@@ -3,9 +3,10 @@
 
 use super::{
     cloud, elsewhere,
-    hub::{Hub, Workspace},
+    hub::Hub,
     secrets::{self, Given},
     shell,
+    supervisor::Prepared,
     values::{self, Values},
 };
 use crate::{
@@ -312,13 +313,12 @@ pub(super) async fn ensure_templates(hub: &Hub, description: &Description) -> Re
     if description.resources.iter().any(wanted) { super::ensure_database_template(hub).await } else { Ok(()) }
 }
 
-/// Writes the description of a new instance; returns it.
+/// Makes the description of a new instance, with everything that it relies on.
 ///
 /// # Errors
 /// When a server's prepared data cannot be made or the disk refuses.
-pub(super) async fn write_spec(
+pub(super) async fn make_spec(
     hub: &Hub,
-    workspace: &Workspace,
     intent: &WorkspaceIntent,
     sandbox: &Sandbox,
 ) -> Result<(RuntimeSpec, Description), Trouble> {
@@ -350,10 +350,19 @@ pub(super) async fn write_spec(
         grace_ms: GRACE_MS,
         templates: hub.templates(),
     };
-    let bytes = serde_json::to_vec(&spec).map_err(|e| Trouble::new(e.to_string(), "this is a defect of EnvForge"))?;
-    files::write_durably(&spec_path(&sandbox.dir), &bytes, 0o600).map_err(system)?;
-    let _ = workspace;
     Ok((spec, description))
+}
+
+/// Writes the description of a new instance, and tells it to the supervisor that is to begin with it.
+///
+/// # Errors
+/// When the disk refuses.
+pub(super) async fn write_spec(spec: &RuntimeSpec, to: &mut Prepared) -> Result<(), Trouble> {
+    let bytes = serde_json::to_vec(spec).map_err(|e| Trouble::new(e.to_string(), "this is a defect of EnvForge"))?;
+    let (path, kept) = (spec_path(&spec.sandbox.dir), bytes.clone());
+    let written = tokio::task::spawn_blocking(move || files::write_durably(&path, &kept, 0o600));
+    let ((), written) = tokio::join!(to.describe(&bytes), written);
+    written.map_err(|e| Trouble::new(e.to_string(), "wake again"))?.map_err(|e| Trouble::new(e.to_string(), e.hint))
 }
 
 /// The processes of stopped services.

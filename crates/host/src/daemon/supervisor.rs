@@ -41,37 +41,52 @@ pub struct Supervisor {
 /// How long a supervisor may take to answer: its loop never blocks.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A supervisor that has not begun: it makes itself ready while its description is written. Dropped, it ends.
+/// A supervisor that has not begun: it makes itself ready while its description is made and written. Dropped, it ends.
 #[derive(Debug)]
-pub struct Prepared(tokio::process::Child);
-
-impl Prepared {
-    /// Has it read its description.
-    ///
-    /// # Errors
-    /// When it ended meanwhile.
-    pub async fn begin(mut self) -> Result<tokio::process::Child, SystemError> {
-        if let Some(mut word) = self.0.stdin.take() {
-            word.write_all(supervise::BEGIN).await.map_err(|e| SystemError::new(STARTING, e))?;
-        }
-        Ok(self.0)
-    }
+pub struct Prepared {
+    child: tokio::process::Child,
+    told: bool,
+    /// How long the file of what supervisors complain of was before this one.
+    pub complaints_before: u64,
 }
 
-const STARTING: &str = "start the runtime's supervisor";
+impl Prepared {
+    /// Tells it the description that is about to be written. It reads it and gets everything ready, but does not act.
+    pub async fn describe(&mut self, description: &[u8]) {
+        self.told = true;
+        if let Some(line) = &mut self.child.stdin {
+            let length = (description.len() as u64).to_be_bytes();
+            // Whether one that ended had a reason is looked for when it should begin.
+            let _ = line.write_all(&length).await;
+            let _ = line.write_all(description).await;
+        }
+    }
+
+    /// Has it begin: its description is on disk. One that ended meanwhile said why.
+    pub async fn begin(mut self) -> tokio::process::Child {
+        if !self.told {
+            self.describe(&[]).await;
+        }
+        if let Some(mut line) = self.child.stdin.take() {
+            let _ = line.write_all(supervise::BEGIN).await;
+        }
+        self.child
+    }
+}
 
 /// Prepares a supervisor for the description that will be at `spec`. Once it has begun it outlives the caller.
 ///
 /// # Errors
 /// When the machine has no room for a process.
 pub fn prepare(sandbox: &Sandbox, spec: &Path) -> Result<Prepared, SystemError> {
-    let doing = |e| SystemError::new(STARTING, e);
+    let doing = |e| SystemError::new("start the runtime's supervisor", e);
     let log = fs::OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
         .open(sandbox.dir.join("logs").join("supervisor.err"))
         .map_err(doing)?;
+    let complaints_before = log.metadata().map_or(0, |about| about.len());
     let _ = fs::remove_file(sandbox.supervisor_socket());
     let mut command = tokio::process::Command::new(enter::own_binary()?);
     command.arg("supervise").arg(spec).env_clear();
@@ -80,7 +95,8 @@ pub fn prepare(sandbox: &Sandbox, spec: &Path) -> Result<Prepared, SystemError> 
             command.env(name, value);
         }
     }
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::from(log)).spawn().map(Prepared).map_err(doing)
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::from(log));
+    command.spawn().map(|child| Prepared { child, told: false, complaints_before }).map_err(doing)
 }
 
 /// Connects to a supervisor and says hello; snapshots come through the channel, which closes with the connection.

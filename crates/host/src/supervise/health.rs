@@ -14,8 +14,9 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Shortest pause between checks of a starting process; it grows until the declared interval or [`SLOWEST_START`].
-pub const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// Shortest pause between checks of a starting process; it grows until the declared interval or [`SLOWEST_START`]. Timers
+/// here end with a millisecond of the clock: one of a whole millisecond would take one and a half, and this one takes half.
+pub const FIRST_PAUSE: Duration = Duration::from_micros(100);
 /// Longest pause between checks of a starting process.
 pub const SLOWEST_START: Duration = Duration::from_millis(100);
 

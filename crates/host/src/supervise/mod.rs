@@ -37,14 +37,19 @@ use std::{
     io::{self, Read, Write},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 use tokio::{sync::mpsc, task::LocalSet};
 
-/// What the daemon says on standard input once the description is written.
+/// What the daemon says on standard input once the description is on disk. Before that it says the length of the
+/// description (8 octets, the highest first) and the description itself; none is said of one that is on disk already.
 pub const BEGIN: &[u8; 1] = b"\n";
 
-/// `envforge supervise <spec-file>`: runs until the runtime is asleep. Its caller gives it a runtime of one thread, and
-/// says [`BEGIN`] on its standard input when it may read its description; without a word it ends.
+/// How long services that need no server wait until those that there are have their processes.
+const SERVERS_FIRST: Duration = Duration::from_millis(20);
+
+/// `envforge supervise <spec-file>`: runs until the runtime is asleep. Its caller gives it a runtime of one thread, tells
+/// it the description on its standard input, and says [`BEGIN`] when it may act; without a word it ends.
 pub async fn main(spec: &Path) -> ExitCode {
     // A defect in one task must not leave the others waiting for it: the daemon replaces a supervisor that ends.
     let say = std::panic::take_hook();
@@ -62,12 +67,15 @@ pub async fn main(spec: &Path) -> ExitCode {
 }
 
 async fn supervise(path: &Path) -> Result<(), SystemError> {
-    let mut word = [0];
     // Nothing else has anything to do before that.
-    if io::stdin().read_exact(&mut word).is_err() {
-        return Ok(());
-    }
-    let bytes = fs::read(path).map_err(|e| SystemError::new("read the runtime's description", e))?;
+    let Ok(told) = description(&mut io::stdin()) else { return Ok(()) };
+    let begun = told == Told::Begin;
+    let bytes = match told {
+        Told::Description(bytes) => bytes,
+        Told::OnDisk | Told::Begin => {
+            fs::read(path).map_err(|e| SystemError::new("read the runtime's description", e))?
+        }
+    };
     let spec: RuntimeSpec = serde_json::from_slice(&bytes).map_err(|e| {
         SystemError::new("read the runtime's description", io::Error::new(io::ErrorKind::InvalidData, e))
     })?;
@@ -81,6 +89,11 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
     tokio::pin!(lost);
     let (events, mut happened) = mpsc::unbounded_channel();
     let mut runtime = Runtime::new(spec, events.clone())?;
+    runtime.look_ahead();
+    let mut word = [0];
+    if !begun && io::stdin().read_exact(&mut word).is_err() {
+        return Ok(());
+    }
     if let Some(reason) = runtime.closed() {
         return runtime.finish(&reason);
     }
@@ -88,9 +101,10 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
     dial::listen(&runtime)?;
     link::listen(&runtime, events.clone())?;
     runtime.begin();
-    // Services wait for servers, and those take longest: they are started before anything else takes the processor.
+    // Services wait for servers, and those take longest: they are started before anything else takes the processor. What
+    // takes its time before that (a look at large data, a first copy) is not waited for.
     runtime.start_servers();
-    tokio::task::yield_now().await;
+    let _ = tokio::time::timeout(SERVERS_FIRST, runtime.shared.launched()).await;
     loop {
         runtime.advance();
         runtime.publish();
@@ -112,12 +126,40 @@ async fn supervise(path: &Path) -> Result<(), SystemError> {
     }
 }
 
+/// What the daemon says first.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    /// The description, which is about to be on disk.
+    Description(Vec<u8>),
+    /// It is on disk already.
+    OnDisk,
+    /// The same, and it may begin: a daemon from before an upgrade says no more.
+    Begin,
+}
+
+fn description(from: &mut impl Read) -> io::Result<Told> {
+    let mut length = [0; 8];
+    // No description is so long that its length would begin like this.
+    from.read_exact(&mut length[..1])?;
+    if length[..1] == *BEGIN {
+        return Ok(Told::Begin);
+    }
+    from.read_exact(&mut length[1..])?;
+    let length = u64::from_be_bytes(length);
+    if length == 0 {
+        return Ok(Told::OnDisk);
+    }
+    let mut bytes = Vec::new();
+    from.take(length).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == length { Ok(Told::Description(bytes)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
 fn lost_namespaces() -> SystemError {
     SystemError::new("supervise the workspace", io::Error::other("its namespaces were ended by someone"))
 }
 
 const LOCK_ATTEMPTS: u32 = 100;
-const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// One supervisor for a workspace: the lock ends with the process, however it ends.
 async fn lock(spec: &RuntimeSpec) -> Result<fs::File, SystemError> {
@@ -155,5 +197,21 @@ impl Runtime {
     /// A line in the log `system`, for people.
     fn note(&self, level: LogLevel, text: &str) {
         self.shared.logs.system(level, text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_is_taken_as_a_whole_or_not_at_all() {
+        let told = |octets: &[u8]| description(&mut &*octets).map_err(|error| error.kind());
+        assert_eq!(told(b"\0\0\0\0\0\0\0\x02{}\n"), Ok(Told::Description(b"{}".to_vec())));
+        assert_eq!(told(b"\0\0\0\0\0\0\0\0\n"), Ok(Told::OnDisk));
+        assert_eq!(told(b"\n"), Ok(Told::Begin));
+        for cut in [&b""[..], b"\0\0", b"\0\0\0\0\0\0\0\x02{"] {
+            assert_eq!(told(cut), Err(io::ErrorKind::UnexpectedEof));
+        }
     }
 }

@@ -240,7 +240,8 @@ pub(super) async fn look(shared: &Shared, driver: &dyn Driver, context: &Context
     if before.is_none() && !unclean {
         return None;
     }
-    let found = at_rest(server, context.clone()).await.unwrap_or(Look::Unknown);
+    let ahead = shared.looks.borrow_mut().remove(server);
+    let found = ahead.unwrap_or_else(|| at_rest(server, context.clone())).await.unwrap_or(Look::Unknown);
     let note = |verdict, findings| shared.receipts.borrow_mut().note(server, verdict, findings);
     let Some(before) = before else {
         if let Look::Found(_) = found {

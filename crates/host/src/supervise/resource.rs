@@ -4,6 +4,7 @@
 use super::{
     events::Event,
     protocol::{ResourceSpec, RuntimeSpec},
+    receipt,
     runtime::{Runtime, Shared},
     server::{self, driver_of},
 };
@@ -177,6 +178,13 @@ impl Runtime {
         stated
     }
 
+    /// Begins to look at the files of servers: what is to be done before the first one is started does not wait for that.
+    pub(super) fn look_ahead(&self) {
+        let look =
+            |(name, server): (&&'static str, &Server)| (*name, receipt::at_rest(name, server.context.borrow().clone()));
+        self.shared.looks.borrow_mut().extend(self.servers.iter().map(look));
+    }
+
     pub(super) fn start_servers(&mut self) {
         for (name, server) in &mut self.servers {
             if !server.wanted || server.active {
@@ -185,10 +193,10 @@ impl Runtime {
             server.active = true;
             server.run += 1;
             let (run, context, shared) = (server.run, server.context.subscribe(), Rc::clone(&self.shared));
-            let name = *name;
+            let (name, launch) = (*name, self.shared.launch());
             // Ends with the server's process; what happens on the way is told to the loop.
             tokio::task::spawn_local(async move {
-                if let Err(trouble) = server::run(name, run, context, &shared).await {
+                if let Err(trouble) = server::run(name, run, context, launch, &shared).await {
                     shared.tell(Event::ServerFailed { server: name, run, trouble });
                 }
             });

@@ -17,7 +17,7 @@ use super::{
     setup::Setup,
 };
 use crate::{
-    resources::Watch,
+    resources::{Watch, rest::Look},
     system::{
         SystemError, boot,
         cgroup::Limits,
@@ -43,7 +43,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{mpsc::UnboundedSender, watch};
+use tokio::{
+    sync::{mpsc::UnboundedSender, watch},
+    task::JoinHandle,
+};
 
 /// What tasks of the supervisor share.
 #[derive(Debug)]
@@ -58,9 +61,35 @@ pub(super) struct Shared {
     pub(super) database: RefCell<Option<Box<dyn Watch>>>,
     /// What data services held when they were put to sleep.
     pub(super) receipts: RefCell<Receipts>,
+    /// Looks at the files of servers that this supervisor has not started yet.
+    pub(super) looks: RefCell<BTreeMap<&'static str, JoinHandle<Look>>>,
+    /// Servers that are about to be started.
+    launches: watch::Sender<usize>,
+}
+
+/// A server that is about to be started, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Launch(Rc<Shared>);
+
+impl Drop for Launch {
+    fn drop(&mut self) {
+        self.0.launches.send_modify(|left| *left -= 1);
+    }
 }
 
 impl Shared {
+    /// A server is about to be started.
+    pub(super) fn launch(self: &Rc<Self>) -> Launch {
+        self.launches.send_modify(|left| *left += 1);
+        Launch(Rc::clone(self))
+    }
+
+    /// Resolves when no server is about to be started.
+    pub(super) async fn launched(&self) {
+        // The sender lives as long as this.
+        let _ = self.launches.subscribe().wait_for(|left| *left == 0).await;
+    }
+
     /// Tells the loop. It ends only with the process, so that nothing is lost.
     pub(super) fn tell(&self, event: Event) {
         let _ = self.events.send(event);
@@ -150,6 +179,8 @@ impl Runtime {
             templates: spec.templates.clone(),
             database: RefCell::default(),
             receipts: RefCell::new(Receipts::new(&spec)),
+            looks: RefCell::default(),
+            launches: watch::Sender::new(0),
         });
         let now = Timestamp::now();
         let services: Vec<Service> = spec.services.iter().map(|s| Service::new(s.clone(), now)).collect();

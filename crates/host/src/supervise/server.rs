@@ -5,7 +5,7 @@ use super::{
     health, logs, process,
     receipt::{self, Suspect},
     relay, reset,
-    runtime::Shared,
+    runtime::{Launch, Shared},
     seed,
 };
 use crate::{
@@ -47,16 +47,18 @@ pub(super) fn group_of(shared: &Shared, server: &str) -> Result<Group, Trouble> 
     group.map_err(|e| Trouble::new(e.to_string(), e.hint))
 }
 
-/// Makes, starts (or adopts) and prepares one server, then waits for its end.
+/// Makes, starts (or adopts) and prepares one server, then waits for its end. `launch` is over when its process is there.
 pub(super) async fn run(
     name: &'static str,
     run: u64,
     mut contexts: watch::Receiver<Context>,
+    launch: Launch,
     shared: &Rc<Shared>,
 ) -> Result<(), Trouble> {
     let Some(driver) = driver_of(name) else { return Ok(()) };
     let context = contexts.borrow_and_update().clone();
     if let Some(place) = driver.relayed(&context) {
+        drop(launch);
         driver.ensure(&context).await?;
         let suspect = receipt::look(shared, driver.as_ref(), &context).await;
         let prepared = keep_prepared(driver.as_ref(), run, contexts, suspect, shared);
@@ -90,6 +92,7 @@ pub(super) async fn run(
             pid
         }
     };
+    drop(launch);
     let copying = tokio::task::spawn_local(follow_output(Rc::clone(shared), name));
     let ended = async {
         match &mut child {

@@ -171,7 +171,10 @@ async fn try_start(
         let line = format!("{} ({})", trouble.reason, trouble.hint);
         Logs::new(made.dir.join("logs"), Redactor::default()).system(LogLevel::Warn, &line);
     }
-    let (spec, description) = runtime::write_spec(hub, workspace, intent, &made).await?;
+    let (spec, description) = runtime::make_spec(hub, intent, &made).await?;
+    let prepared = preparing.await.map_err(|e| Trouble::new(e.to_string(), "wake again"))?;
+    let mut prepared = prepared.map_err(system)?;
+    runtime::write_spec(&spec, &mut prepared).await?;
     super::update::remember_restarts(&made, intent, memory);
     change(hub, workspace, |facts| {
         facts.size = Some(spec.size);
@@ -181,7 +184,6 @@ async fn try_start(
     });
     memory.ended = None;
     memory.spec = Some(spec);
-    let prepared = preparing.await.map_err(|e| Trouble::new(e.to_string(), "wake again"))?.map_err(system)?;
     launch(hub, workspace, &made, memory, prepared).await?;
     set_up_behind(hub, workspace, intent.clone(), made, setup);
     Ok(())
@@ -195,10 +197,9 @@ async fn launch(
     memory: &mut Memory,
     prepared: supervisor::Prepared,
 ) -> Result<(), Trouble> {
-    let system = |e: crate::system::SystemError| Trouble::new(e.to_string(), e.hint);
     let log = made.dir.join("logs").join("supervisor.err");
-    let before = fs::metadata(&log).map_or(0, |about| about.len());
-    let mut child = prepared.begin().await.map_err(system)?;
+    let before = prepared.complaints_before;
+    let mut child = prepared.begin().await;
     let mut pause = Duration::from_millis(1);
     let deadline = tokio::time::Instant::now() + SUPERVISOR_START;
     let line = loop {
