@@ -27,6 +27,7 @@ mod service;
 pub mod setup;
 mod sleep;
 pub mod still;
+mod told;
 
 use crate::system::{SystemError, files};
 use envforge_api::stream::LogLevel;
