@@ -17,7 +17,7 @@ const REFUSED: [u32; 5] = [0x5000_9401, 0x5000_940e, 0x5000_9417, 0x5000_9418, 0
 const NUMBER: u32 = 0;
 const REQUEST: u32 = if cfg!(target_endian = "little") { 24 } else { 28 };
 
-#[allow(clippy::cast_possible_truncation)]
+#[expect(clippy::cast_possible_truncation, reason = "codes of instructions have sixteen bits")]
 const fn step(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code: code as u16, jt, jf, k }
 }
@@ -26,7 +26,7 @@ const fn load(at: u32) -> sock_filter {
     step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at, 0, 0)
 }
 
-/// Goes so many steps further if it is that, one step if not.
+/// Leaves so many steps out if it is that.
 const fn is(value: u32, then: u8) -> sock_filter {
     step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, then, 0)
 }
@@ -35,8 +35,9 @@ const fn answer(value: u32) -> sock_filter {
     step(libc::BPF_RET | libc::BPF_K, value, 0, 0)
 }
 
-#[allow(clippy::cast_sign_loss)]
-static FILTER: [sock_filter; 13] = [
+const STEPS: u16 = 13;
+
+static FILTER: [sock_filter; STEPS as usize] = [
     load(NUMBER),
     is(IOCTL[0], 3),
     is(IOCTL[1], 2),
@@ -49,14 +50,13 @@ static FILTER: [sock_filter; 13] = [
     is(REFUSED[3], 2),
     is(REFUSED[4], 1),
     answer(libc::SECCOMP_RET_ALLOW),
-    answer(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+    answer(libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs()),
 ];
 
 /// Filters what this thread and everything that it starts asks of the kernel, for good. It can gain no rights any more.
 /// Negative if the kernel refuses. Only a system call, so that a copy of a process with threads may do it.
 pub(super) fn install() -> isize {
-    #[allow(clippy::cast_possible_truncation)]
-    let program = sock_fprog { len: FILTER.len() as u16, filter: FILTER.as_ptr().cast_mut() };
+    let program = sock_fprog { len: STEPS, filter: FILTER.as_ptr().cast_mut() };
     #[allow(unsafe_code)]
     // SAFETY: the kernel reads the program and its steps, which are there for as long as the call takes.
     unsafe {

@@ -1,8 +1,8 @@
 //! Removing a tree that a hostile user made: as deep, wide and odd as they like.
 //!
 //! No path below the root is ever walked and no link followed. A directory that is not empty gives up what it holds to
-//! the root, where it is removed in turn; so whatever the depth, two directories are open at once, nothing is
-//! remembered, and a removal that was cut short goes on from what is left.
+//! the root, where it is removed in turn; so whatever the depth, two directories are open at once (and
+//! two for each subvolume that lies in another), nothing is remembered, and a removal that was cut short goes on from what is left.
 
 use super::{Result, SystemError, share};
 use rustix::{

@@ -5,7 +5,13 @@ use rustix::{
     fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags},
     io::Errno,
 };
-use std::{collections::HashSet, fs, os::unix::fs::MetadataExt, path::Path, time::Instant};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::Instant,
+};
 
 /// Directories in directories; each level holds a descriptor.
 const DEEPEST: usize = 100;
@@ -57,14 +63,16 @@ pub fn octets(root: &Path, until: Instant) -> Option<u64> {
     Some(sum)
 }
 
-/// Octets of files that these processes hold and that no directory names any more. `None`: it takes too long.
+/// Octets of files on these devices that these processes hold and that no directory names any more. `None`: it takes too
+/// long.
 #[must_use]
-pub fn nameless(pids: impl Iterator<Item = i32>, until: Instant) -> Option<u64> {
+pub fn nameless(pids: impl Iterator<Item = i32>, devices: &BTreeSet<u64>, until: Instant) -> Option<u64> {
     let mut known = HashSet::new();
     let mut sum = 0;
     let mut count = |path: &Path| {
         let Ok(about) = fs::metadata(path) else { return };
-        if about.is_file() && about.nlink() == 0 && known.insert((about.dev(), about.ino())) {
+        let nameless = about.is_file() && about.nlink() == 0 && devices.contains(&about.dev());
+        if nameless && known.insert((about.dev(), about.ino())) {
             sum += about.blocks() * BLOCK;
         }
     };
@@ -113,10 +121,15 @@ mod tests {
         let mib = |octets: Option<u64>| (octets.expect("counted") + (1 << 10)) >> 20;
         assert_eq!(mib(octets(dir.path(), soon())), 4);
         let own = i32::try_from(std::process::id()).expect("a number");
-        let before = mib(nameless([own].into_iter(), soon()));
+        let memory = rustix::fs::memfd_create(c"shared", rustix::fs::MemfdFlags::CLOEXEC).expect("a file in memory");
+        rustix::fs::ftruncate(&memory, 64 << 20).expect("grow");
+        rustix::fs::fallocate(&memory, rustix::fs::FallocateFlags::empty(), 0, 64 << 20).expect("take");
+        let here = [fs::metadata(dir.path()).expect("there").dev()].into();
+        let before = mib(nameless([own].into_iter(), &here, soon()));
+        assert!(before < 64, "what is in memory takes nothing of the disk: {before}");
         fs::read_dir(dir.path()).expect("read").flatten().for_each(|e| fs::remove_file(e.path()).expect("remove"));
         assert_eq!(mib(octets(dir.path(), soon())), 0);
-        assert_eq!(mib(nameless([own, own].into_iter(), soon())), before + 4);
+        assert_eq!(mib(nameless([own, own].into_iter(), &here, soon())), before + 4);
         drop(file);
     }
 

@@ -6,7 +6,7 @@
 
 use super::{
     Options,
-    judge::{Hold, Judge, Reserve, Sizes, Step},
+    judge::{Hold, Judge, Measured, Reserve, Sizes, Step},
     sizes::Places,
     writers::{self, Writers},
 };
@@ -77,6 +77,8 @@ struct Measure {
     /// What was free then.
     free: u64,
     in_time: bool,
+    /// All that can write are in it, and not only those that are new.
+    due: bool,
 }
 
 /// One that stands still.
@@ -102,6 +104,8 @@ struct Guard {
     sizes: Option<(Measure, Sizes)>,
     /// The last one, and how long it took.
     last: Option<(Measure, Duration)>,
+    /// Those that were looked at.
+    seen: BTreeSet<WorkspaceId>,
     said: String,
 }
 
@@ -119,6 +123,7 @@ impl Guard {
             measuring: None,
             sizes: None,
             last: None,
+            seen: BTreeSet::new(),
             said: String::new(),
         }
     }
@@ -148,7 +153,9 @@ impl Guard {
     async fn measured(&mut self) {
         let Some((measure, sizes)) = &mut self.measuring else { return std::future::pending().await };
         let sizes = sizes.await.unwrap_or_default();
-        self.last = Some((*measure, measure.begun.elapsed()));
+        if measure.due {
+            self.last = Some((*measure, measure.begun.elapsed()));
+        }
         self.sizes = Some((*measure, sizes));
         self.measuring = None;
     }
@@ -161,21 +168,23 @@ impl Guard {
         self.hub.room.keep(reserve.margin());
         self.limit(&all, space, reserve).await;
         if reserve.0 == 0 {
+            // Set so by now: nobody stands still for it any more.
+            self.judge_none(&all);
             self.keep_ballast(space, reserve).await;
             return SELDOM;
         }
         let stays = |id: &WorkspaceId| all.iter().any(|workspace| &workspace.id == id && !is_to_go(workspace));
         let mut steps = self.judge.keep_only(stays);
         let sizes = self.sizes.take();
-        let in_time = sizes.as_ref().is_some_and(|(measure, _)| measure.in_time);
-        steps.extend(self.judge.look(reserve, space, sizes.as_ref().map(|(_, sizes)| sizes), in_time));
+        let measured = sizes.as_ref().map(|(of, sizes)| Measured { sizes, free: of.free, in_time: of.in_time });
+        steps.extend(self.judge.look(reserve, space, measured));
         if !steps.is_empty() {
             self.note();
         }
         for step in steps {
             match step {
                 Step::Hold(id, hold) => self.hold(&all, &id, hold).await,
-                Step::GiveBack => self.give_back().await,
+                Step::GiveBack => self.give_back_to_others(&all).await,
                 Step::Release(id) => self.release(&all, &id),
             }
         }
@@ -195,15 +204,23 @@ impl Guard {
             return;
         }
         let plenty = space.free >= reserve.plenty();
-        let changed = |last: &Measure| !plenty && space.free.abs_diff(last.free) > reserve.step();
+        let is_emergency = |free: u64| free < reserve.emergency();
+        let changed = |last: &Measure| {
+            let begins = is_emergency(space.free) && !is_emergency(last.free);
+            begins || (!plenty && space.free.abs_diff(last.free) > reserve.step())
+        };
         let over = |last: &Measure, took: Duration| last.begun.elapsed() > SIZES.max(took * 200);
         let in_time = self.last.as_ref().is_none_or(|(last, took)| over(last, *took));
         let due = in_time || self.last.as_ref().is_some_and(|(last, _)| changed(last));
-        let is_due = |id: &WorkspaceId, sandbox: &Sandbox| due && (self.still.contains_key(id) || is_active(sandbox));
         let mut places = Vec::new();
         for workspace in all {
+            let new = !self.seen.contains(&workspace.id);
+            if !new && !due {
+                continue;
+            }
             let sandbox = self.sandbox(workspace);
-            if !self.judge.knows(&workspace.id) || is_due(&workspace.id, &sandbox) {
+            if new || self.still.contains_key(&workspace.id) || is_active(&sandbox) {
+                self.seen.insert(workspace.id.clone());
                 let open = space.free < reserve.margin();
                 places.push(Places::of(&self.hub, workspace, &sandbox, !self.shares, open));
             }
@@ -211,9 +228,22 @@ impl Guard {
         if places.is_empty() && !due {
             return;
         }
-        let measure = Measure { begun: Instant::now(), free: space.free, in_time };
+        let measure = Measure { begun: Instant::now(), free: space.free, in_time, due };
         let look = move || places.into_iter().map(|places| (places.workspace.clone(), places.size())).collect();
         self.measuring = Some((measure, tokio::task::spawn_blocking(look)));
+    }
+
+    fn judge_none(&mut self, all: &[Arc<Workspace>]) {
+        let steps = self.judge.keep_only(|_| false);
+        if steps.is_empty() {
+            return;
+        }
+        self.note();
+        for step in steps {
+            if let Step::Release(id) = step {
+                self.release(all, &id);
+            }
+        }
     }
 
     /// Decisions for the next daemon.
@@ -310,6 +340,19 @@ impl Guard {
 
     fn ballast(&self) -> PathBuf {
         self.dir.join(".reserve")
+    }
+
+    /// The ballast goes, once whoever took the rest stands still: also if an earlier daemon had decided that and was killed.
+    async fn give_back_to_others(&mut self, all: &[Arc<Workspace>]) {
+        if !self.ballast().exists() {
+            return;
+        }
+        for (id, _) in self.judge.held().into_iter().filter(|(_, hold)| *hold == Hold::All) {
+            if let Some(workspace) = all.iter().find(|workspace| workspace.id == id) {
+                self.stand_still(&self.sandbox(workspace), &id).await;
+            }
+        }
+        self.give_back().await;
     }
 
     /// Giving gigabytes back takes a while.

@@ -74,6 +74,16 @@ pub(super) enum Step {
 /// Octets that each workspace takes; `None`: more than could be counted in time.
 pub(super) type Sizes = BTreeMap<WorkspaceId, Option<u64>>;
 
+/// A look at sizes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Measured<'a> {
+    pub(super) sizes: &'a Sizes,
+    /// What was free when it began: of what was taken since, it may show nothing.
+    pub(super) free: u64,
+    /// It was made because time had passed.
+    pub(super) in_time: bool,
+}
+
 /// One that stands still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Held {
@@ -93,17 +103,16 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// Decides on a look. `sizes`, where there are any, were looked at after what is free was; `in_time` says that it was
-    /// because time had passed.
-    pub(super) fn look(&mut self, reserve: Reserve, space: Space, sizes: Option<&Sizes>, in_time: bool) -> Vec<Step> {
-        if let Some(sizes) = sizes {
-            self.remember(sizes, space.free >= reserve.plenty(), in_time);
+    /// Decides on a look at what is free, and on sizes, where there are any that were not judged yet.
+    pub(super) fn look(&mut self, reserve: Reserve, space: Space, measured: Option<Measured<'_>>) -> Vec<Step> {
+        if let Some(measured) = measured {
+            self.remember(measured.sizes, space.free >= reserve.plenty(), measured.in_time);
         }
         if space.free >= reserve.relief() {
             self.at_last = None;
             return std::mem::take(&mut self.held).into_keys().map(Step::Release).collect();
         }
-        let Some(sizes) = sizes else { return vec![] };
+        let Some(Measured { sizes, free: before, .. }) = measured else { return vec![] };
         let mut steps = Vec::new();
         if space.free >= reserve.margin() {
             let enough = space.free >= reserve.margin() + reserve.growth();
@@ -119,6 +128,11 @@ impl Judge {
             return steps;
         }
         let emergency = space.free < reserve.emergency();
+        if emergency && before >= reserve.emergency() {
+            // Whoever took it all may have done so after it was looked at: another one would stand still, and this one
+            // get the ballast too.
+            return steps;
+        }
         // What one that stands still wrote before it did shows a moment later: the next one only when still more is gone.
         let gone_on = self.at_last.is_none_or(|free| space.free < free.saturating_sub(reserve.step() * 4));
         let wanted = if emergency { Hold::All } else { Hold::Writers };
@@ -164,11 +178,6 @@ impl Judge {
             .collect()
     }
 
-    /// Whether its size was looked at.
-    pub(super) fn knows(&self, workspace: &WorkspaceId) -> bool {
-        self.before.contains_key(workspace)
-    }
-
     /// Who stands still, and how.
     pub(super) fn held(&self) -> BTreeMap<WorkspaceId, Hold> {
         self.held.iter().map(|(workspace, held)| (workspace.clone(), held.hold)).collect()
@@ -207,13 +216,20 @@ mod tests {
         (WorkspaceId::generate(), WorkspaceId::generate())
     }
 
+    fn space(free: u64) -> Space {
+        Space { total: 100_000 * MIB, free: free * MIB }
+    }
+
+    fn now(free: u64, sizes: &Sizes) -> Option<Measured<'_>> {
+        Some(Measured { sizes, free: free * MIB, in_time: false })
+    }
+
     /// Looks with what is free and with two sizes, all in MiB.
     fn looks(one: &WorkspaceId, other: &WorkspaceId) -> impl FnMut(u64, u64, u64) -> Vec<Step> + use<> {
         let (mut judge, one, other) = (Judge::default(), one.clone(), other.clone());
         move |free, first, second| {
-            let space = Space { total: 100_000 * MIB, free: free * MIB };
             let sizes = [(one.clone(), Some(first * MIB)), (other.clone(), Some(second * MIB))].into();
-            judge.look(RESERVE, space, Some(&sizes), false)
+            judge.look(RESERVE, space(free), now(free, &sizes))
         }
     }
 
@@ -262,13 +278,26 @@ mod tests {
     }
 
     #[test]
+    fn sizes_of_before_it_was_taken_hold_nobody_and_give_nothing_back() {
+        let (grows, other) = ids();
+        let mut judge = Judge::default();
+        let sizes = |size: u64, second: u64| -> Sizes {
+            [(grows.clone(), Some(size * MIB)), (other.clone(), Some(second * MIB))].into()
+        };
+        judge.look(RESERVE, space(5_000), now(5_000, &sizes(10, 40)));
+        // The other one grew a little while the look was on its way.
+        assert_eq!(judge.look(RESERVE, space(0), now(5_000, &sizes(10, 60))), vec![]);
+        let steps = judge.look(RESERVE, space(0), now(0, &sizes(5_010, 60)));
+        assert_eq!(steps, vec![Step::Hold(grows, Hold::All), Step::GiveBack]);
+    }
+
+    #[test]
     fn what_cannot_be_counted_in_time_stands_still_in_an_emergency_alone() {
         let (hides, other) = ids();
         let mut judge = Judge::default();
         let sizes: Sizes = [(hides.clone(), None), (other, Some(10 * MIB))].into();
-        let space = |free| Space { total: 100_000 * MIB, free: free * MIB };
-        assert_eq!(judge.look(RESERVE, space(300), Some(&sizes), false), vec![]);
-        let steps = judge.look(RESERVE, space(50), Some(&sizes), false);
+        assert_eq!(judge.look(RESERVE, space(300), now(300, &sizes)), vec![]);
+        let steps = judge.look(RESERVE, space(50), now(50, &sizes));
         assert_eq!(steps, vec![Step::Hold(hides, Hold::All), Step::GiveBack]);
     }
 
@@ -279,8 +308,7 @@ mod tests {
         assert_eq!(look(700, 10, 40), vec![]);
         assert_eq!(look(300, 15, 44), vec![]);
         assert_eq!(look(50, 16, 45), vec![Step::GiveBack]);
-        let space = Space { total: 100_000 * MIB, free: 0 };
-        assert_eq!(Judge::default().look(RESERVE, space, None, false), vec![]);
+        assert_eq!(Judge::default().look(RESERVE, space(0), None), vec![]);
     }
 
     #[test]
@@ -299,7 +327,7 @@ mod tests {
         let mut judge = Judge::default();
         let look = |judge: &mut Judge, free: u64, size: u64| {
             let sizes = [(slow.clone(), Some(size * MIB)), (other.clone(), Some(0))].into();
-            judge.look(RESERVE, Space { total: 100_000 * MIB, free: free * MIB }, Some(&sizes), true)
+            judge.look(RESERVE, space(free), Some(Measured { sizes: &sizes, free: free * MIB, in_time: true }))
         };
         for minute in 0..1_000 {
             assert_eq!(look(&mut judge, 700 - minute / 4, 1_000 + minute / 4), vec![], "{minute}");
@@ -312,9 +340,8 @@ mod tests {
         let (grows, other) = ids();
         let mut judge = Judge::default();
         let sizes = |size: u64| -> Sizes { [(grows.clone(), Some(size * MIB)), (other.clone(), Some(0))].into() };
-        let space = |free| Space { total: 100_000 * MIB, free: free * MIB };
-        judge.look(RESERVE, space(700), Some(&sizes(10)), false);
-        judge.look(RESERVE, space(300), Some(&sizes(410)), false);
+        judge.look(RESERVE, space(700), now(700, &sizes(10)));
+        judge.look(RESERVE, space(300), now(300, &sizes(410)));
         assert_eq!(judge.held().len(), 1);
         assert_eq!(judge.keep_only(|id| id == &other), vec![Step::Release(grows.clone())]);
         assert!(judge.held().is_empty());

@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Where a workspace has something on the disk.
 pub(super) struct Places {
     pub(super) workspace: WorkspaceId,
+    /// Its directory first.
     trees: Vec<PathBuf>,
     /// Where the storage server has objects, and the names of the workspace's buckets.
     storage: PathBuf,
@@ -65,8 +66,11 @@ impl Places {
                 sum += self.objects(bucket, until)?;
             }
         }
+        // A subvolume has a number of its own. What has no name elsewhere, as in memory, takes nothing of this disk.
+        let theirs = ["", "files", "tmp", "data", "data/postgresql"].map(|tree| self.trees[0].join(tree));
+        let devices = theirs.iter().filter_map(|tree| Some(fs::symlink_metadata(tree).ok()?.dev())).collect();
         let pids = self.groups.iter().flat_map(Group::pids);
-        Some(sum + usage::nameless(pids, until)?)
+        Some(sum + usage::nameless(pids, &devices, until)?)
     }
 
     /// `MinIO` has a directory for each bucket, `SeaweedFS` files that begin with its name (a collection's volumes).
