@@ -113,6 +113,7 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<End, SystemError> {
         hub.insert(Arc::clone(&workspace));
         copy::snapshot::look(&hub, &workspace);
     }
+    tokio::spawn(disk::keep(disk::begin(Arc::clone(&hub), options.disk), stop.clone()));
     // One may begin as a copy of another: all are known first.
     for workspace in hub.all() {
         reconcile::begin(&hub, &workspace, &stop);
@@ -121,7 +122,6 @@ async fn run(options: Options, say: impl Fn(&str)) -> Result<End, SystemError> {
     tunnel::begin(&hub, options.gateways, &stop);
     // Ends with the daemon.
     tokio::spawn(storage::keep(Arc::clone(&hub), stop.clone()));
-    tokio::spawn(disk::keep(Arc::clone(&hub), options.disk, stop.clone()));
     let (streams, dials) =
         (streams::serve(Arc::clone(&hub), stop.clone()), dial::serve(Arc::clone(&hub), stop.clone()));
     let serving = tokio::spawn(async { tokio::try_join!(streams, dials).map(drop) });

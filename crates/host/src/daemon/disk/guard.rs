@@ -51,11 +51,17 @@ const STOPPING: Duration = Duration::from_secs(2);
 /// A supervisor that was asked to put a runtime to sleep is asked again after this.
 const ASKED: Duration = Duration::from_secs(5);
 
-/// The daemon's part in the disk, until it ends.
-pub(in crate::daemon) async fn keep(hub: Arc<Hub>, options: Options, stop: CancellationToken) {
+/// Goes on with what an earlier daemon decided: to be called before anything of a workspace is taken over, since what
+/// stands still then is let go on.
+pub(in crate::daemon) fn begin(hub: Arc<Hub>, options: Options) -> Guard {
     let mut guard = Guard::new(hub, options);
+    guard.begin();
+    guard
+}
+
+/// The daemon's part in the disk, until it ends.
+pub(in crate::daemon) async fn keep(mut guard: Guard, stop: CancellationToken) {
     let looks = async {
-        guard.begin();
         loop {
             let pause = guard.look().await;
             tokio::select! {
@@ -88,7 +94,7 @@ struct Still {
     asked: Option<Instant>,
 }
 
-struct Guard {
+pub(in crate::daemon) struct Guard {
     hub: Arc<Hub>,
     options: Options,
     dir: PathBuf,

@@ -10,7 +10,7 @@ mod room;
 mod sizes;
 mod writers;
 
-pub(super) use guard::keep;
+pub(super) use guard::{begin, keep};
 pub(super) use room::Room;
 
 /// What an operator may set, in octets.

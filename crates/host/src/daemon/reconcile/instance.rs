@@ -26,9 +26,12 @@ const SUPERVISOR_START: Duration = Duration::from_secs(20);
 /// After a start of the daemon: what runs, what ended meanwhile, what was lost.
 pub(super) async fn adopt(hub: &Hub, workspace: &Workspace, memory: &mut Memory) {
     let dir = hub.installation.workspace_dir(&workspace.id);
-    // A daemon that was killed in the middle of a copy may have left it standing still.
-    let slug = workspace.intent.borrow().slug.clone();
-    still::thaw(&Sandbox::of(&hub.installation, &workspace.id, workspace.index, &slug));
+    // A daemon that was killed in the middle of a copy may have left it standing still. One that does for the disk goes on
+    // doing so.
+    if hub.room.holds_shell(&workspace.id).is_none() {
+        let slug = workspace.intent.borrow().slug.clone();
+        still::thaw(&Sandbox::of(&hub.installation, &workspace.id, workspace.index, &slug));
+    }
     memory.acted_restarts = read_json(&dir.join("state").join("restarts.json")).unwrap_or_default();
     memory.ended = read_json(&dir.join("state").join("ended.json"));
     let Some(spec) = read_json::<RuntimeSpec>(&runtime::spec_path(&dir)) else { return };
